@@ -1,0 +1,32 @@
+#!/usr/bin/env bash
+# Writes the lock files requirements/*.txt from the ranges in setup.py. One file serves Python 3.11, 3.12 and 3.13.
+#
+#   ./launch/lock.sh [--upgrade]     without --upgrade, versions change only where setup.py asks for it
+#
+# Needs uv (the environment made by launch/test.sh has it). The files are installed with --no-deps: they name
+# everything, and tensorflow-text would otherwise bring the full TensorFlow in beside tensorflow-cpu.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+uv=.venv/bin/uv
+[ -x "$uv" ] || uv=$(command -v uv) || { echo "lock.sh: uv is missing: run ./launch/test.sh once, or pip install uv" >&2; exit 1; }
+
+# compile NAME EXTRAS [uv options...]: requirements/NAME.txt for the base requirements and these extras.
+compile() {
+  local name=$1 extra options=()
+  for extra in $2; do options+=(--extra "$extra"); done
+  shift 2
+  "$uv" pip compile setup.py --quiet --universal --python-version 3.11 "${options[@]}" "$@" \
+    --no-header --output-file "requirements/$name.txt"
+  echo "requirements/$name.txt: $(grep -c '==' "requirements/$name.txt") packages"
+}
+
+# PESQ exists as source only; it is installed apart (requirements/compiled.txt) so that a machine without a C
+# compiler loses one metric and not the installation.
+compile dev "seqio eval dev" --no-emit-package pesq "$@"
+# The others take their versions from dev: what was tested together is what gets installed.
+compile quickstart "seqio eval" --no-emit-package pesq --constraint requirements/dev.txt
+compile seqio "seqio" --constraint requirements/dev.txt
+compile base "" --constraint requirements/dev.txt
+compile tpu "tpu" --constraint requirements/dev.txt
+compile cuda "cuda" --constraint requirements/dev.txt

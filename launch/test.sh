@@ -1,0 +1,40 @@
+#!/usr/bin/env bash
+# Lint, formatting, types and tests, in an environment made or reused from requirements/dev.txt.
+#
+#   ./launch/test.sh [--all] [pytest arguments]
+#
+#   ./launch/test.sh                      everything but the tests marked slow
+#   ./launch/test.sh --all                the slow ones too
+#   ./launch/test.sh tests/interop -k hf  only some tests (lint and types are run all the same)
+#   ./launch/test.sh -n 0 --pdb           in one process, with a debugger
+#
+# Compiled programs are cached in $JAX_COMPILATION_CACHE_DIR (default ~/.cache/mimo_jax/jax), which makes later runs
+# a good deal faster.
+set -euo pipefail
+
+case ${1:-} in -h | --help) sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p;}' "${BASH_SOURCE[0]}"; exit 0 ;; esac
+
+# shellcheck source=launch/env.sh
+. "$(dirname "${BASH_SOURCE[0]}")/env.sh"
+ensure_environment dev
+cd "$ROOT"
+export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/mimo_jax/jax}
+mkdir -p "$JAX_COMPILATION_CACHE_DIR"
+
+selection="not slow"
+if [ "${1:-}" = --all ]; then
+  selection=""
+  shift
+fi
+
+say "ruff check"
+"$VENV/bin/ruff" check .
+say "ruff format --check"
+"$VENV/bin/ruff" format --check .
+say "shellcheck"
+PATH=$VENV/bin:$PATH "$VENV/bin/shellcheck" -x launch/*.sh .ci/run
+say "mypy"
+"$VENV/bin/mypy"
+say "pytest"
+# One file's tests stay in one process: they share compiled functions and session fixtures.
+exec "$VENV/bin/python" -m pytest -n auto --maxprocesses=8 --dist=loadfile -m "$selection" "$@"

