@@ -1,0 +1,346 @@
+"""The manifest: one JSON object per line and utterance, the only thing a user's own folder has to bring.
+
+Only ``audio`` and ``text`` are needed. Everything else feeds further tasks (captions, question answering, style
+instructions, interleaved documents, spoken dialogue, conversion pairs); see :class:`Record`. Text-only material lies
+beside it as ``texts.jsonl``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mimo_jax.data import audio as audio_lib
+
+MANIFEST_NAME = "manifest.jsonl"
+TEXTS_NAME = "texts.jsonl"
+SPLITS = ("train", "validation", "test_voices")
+SUBSETS = ("core", "wide", "user")
+_VALIDATION_SHARE = 50  # one of 50 = 2 %, where a manifest names no split
+_ERRORS_SHOWN = 10
+
+
+class ManifestError(ValueError):
+    """Lines that are no records; the message names file and line of each."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One utterance.
+
+    Attributes:
+      id: unique name.
+      audio: path of the audio file, relative to the manifest's folder (absolute paths work too).
+      text: what is said, or None where unknown.
+      speaker: name of the voice.
+      caption: a description of how it sounds.
+      start, end: the part of the file in seconds; None for its beginning and end.
+      split: "train", "validation" (texts never seen in training, voices seen) or "test_voices" (voices never seen).
+      subset: "core", "wide" (the built-in corpus) or "user".
+      attributes: known facts (accent, gender, rate, pitch, volume, noise, snr_db, ...).
+      instruction: how it should be said, for text to speech by instruction.
+      qa: questions about the sound: {"question", "answer"} and, where it is multiple choice, "choices".
+      parallel: key shared by utterances of one text that differ in voice, rate or style.
+      clean: id of the clean recording of a noisy one.
+      document: {"id": str, "index": int}: place in a document of consecutive utterances.
+      reply: id of the utterance that answers this one.
+      duration: seconds of the part; sample_rate: of the file in Hz.
+    """
+
+    id: str
+    audio: str
+    text: str | None = None
+    speaker: str | None = None
+    caption: str | None = None
+    start: float | None = None
+    end: float | None = None
+    split: str = "train"
+    subset: str = "user"
+    attributes: dict[str, Any] = field(default_factory=dict)
+    instruction: str | None = None
+    qa: list[dict[str, Any]] = field(default_factory=list)
+    parallel: str | None = None
+    clean: str | None = None
+    document: dict[str, Any] | None = None
+    reply: str | None = None
+    duration: float | None = None
+    sample_rate: int | None = None
+
+
+@dataclass(frozen=True)
+class TextRecord:
+    """One line of text-only material; ``reply`` is the answer where ``text`` is a question."""
+
+    id: str
+    text: str
+    split: str = "train"
+    subset: str = "user"
+    reply: str | None = None
+
+
+class Rejected(NamedTuple):
+    """A record that is skipped: ``reason`` is a key of :data:`REASONS`, ``detail`` says what was found."""
+
+    record: Record
+    reason: str
+    detail: str
+
+
+REASONS: dict[str, str] = {
+    **audio_lib.REASONS,
+    "duplicate_id": "an earlier record has the same id",
+    "control_characters": "the text has control characters",
+    "empty_text": "the text is an empty string",
+    "wrong_rate": "the file has another sample rate than the manifest declares",
+}
+"""Every reason of a :class:`Rejected`."""
+
+
+def read_manifest(path: str | os.PathLike[str]) -> list[Record]:
+    """Reads a manifest file, or ``manifest.jsonl`` in a folder.
+
+    Missing ``id``s are made from path and range, missing ``split``s by a stable hash of the id (2 % validation), and
+    fields that are not of :class:`Record` are kept in ``attributes``. Audio is not looked at: see :func:`scan_records`.
+
+    Raises:
+      FileNotFoundError: there is no such manifest.
+      ManifestError: lines that are no valid records, with file, line and what is wrong.
+    """
+    return [_record(fields) for fields in _read_lines(_locate(path, MANIFEST_NAME), _check_record)]
+
+
+def read_texts(path: str | os.PathLike[str]) -> list[TextRecord]:
+    """Reads text-only material: a file, or ``texts.jsonl`` in a folder (which may lack it: then there is none).
+
+    Raises:
+      FileNotFoundError: a file was named and is not there.
+      ManifestError: lines that are no valid records.
+    """
+    if Path(path).is_dir() and not (Path(path) / TEXTS_NAME).exists():
+        return []
+    lines = _read_lines(_locate(path, TEXTS_NAME), _check_text_record)
+    return [TextRecord(**{**fields, "split": fields.get("split") or default_split(fields["id"])}) for fields in lines]
+
+
+def write_manifest(path: str | os.PathLike[str], records: Iterable[Record]) -> None:
+    """Writes records in their order, atomically; empty fields are left out.
+
+    Raises:
+      ValueError: two records have one id.
+    """
+    _write_lines(path, records)
+
+
+def write_texts(path: str | os.PathLike[str], records: Iterable[TextRecord]) -> None:
+    """Writes text-only records in their order, atomically.
+
+    Raises:
+      ValueError: two records have one id.
+    """
+    _write_lines(path, records)
+
+
+def to_json(record: Record | TextRecord) -> str:
+    """One line of a manifest, without the line break. Fields in the order of the class, empty ones left out."""
+    fields = {f.name: getattr(record, f.name) for f in dataclasses.fields(record)}
+    return json.dumps({k: v for k, v in fields.items() if v is not None and v != {} and v != []}, ensure_ascii=False)
+
+
+def from_json(line: str) -> Record:
+    """The record of one line of a manifest.
+
+    Raises:
+      ManifestError: what is wrong with it.
+    """
+    fields = _parse(line)
+    _check_record(fields)
+    return _record(fields)
+
+
+def default_split(record_id: str) -> str:
+    """The split of a record that names none: the same for ever for one id, about 2 % validation."""
+    digest = hashlib.sha256(record_id.encode()).digest()
+    return "validation" if int.from_bytes(digest[:8], "big") % _VALIDATION_SHARE == 0 else "train"
+
+
+def audio_path(record: Record, root: str | os.PathLike[str]) -> Path:
+    """Where the record's audio file is; ``root`` is the manifest's folder."""
+    return Path(root) / record.audio
+
+
+def scan_records(
+    records: Sequence[Record],
+    root: str | os.PathLike[str],
+    *,
+    min_seconds: float = audio_lib.MIN_SECONDS,
+    max_seconds: float = audio_lib.MAX_SECONDS,
+    workers: int | None = None,
+    progress: bool = False,
+) -> tuple[list[Record], list[Rejected]]:
+    """Decodes every record's audio once: (usable records with duration and sample rate filled in, rejected ones).
+
+    Both lists keep the order of ``records``, and together hold each of them exactly once. ``root`` is the manifest's
+    folder; ``workers`` threads decode (default: one per core).
+    """
+
+    def check(record: Record) -> Record | Rejected:
+        try:
+            wave, rate = audio_lib.read_native(
+                audio_path(record, root), record.start, record.end, min_seconds=min_seconds, max_seconds=max_seconds
+            )
+        except audio_lib.AudioError as error:
+            return Rejected(record, error.reason, str(error))
+        if record.sample_rate is not None and record.sample_rate != rate:
+            detail = f"{audio_path(record, root)}: declared {record.sample_rate} Hz, the file has {rate} Hz"
+            return Rejected(record, "wrong_rate", detail)
+        return dataclasses.replace(record, duration=round(len(wave) / rate, 6), sample_rate=rate)
+
+    problems = _text_problems(records)
+    candidates = [(i, record) for i, record in enumerate(records) if i not in problems]
+    with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
+        results = pool.map(check, [record for _, record in candidates])
+        if progress:
+            from tqdm import tqdm
+
+            results = tqdm(results, total=len(candidates), desc="checking audio", unit="file")
+        outcome: dict[int, Record | Rejected] = {i: r for (i, _), r in zip(candidates, results, strict=True)}
+    outcome.update(problems)
+    ordered = [outcome[i] for i in range(len(records))]
+    return [r for r in ordered if isinstance(r, Record)], [r for r in ordered if isinstance(r, Rejected)]
+
+
+def _text_problems(records: Sequence[Record]) -> dict[int, Record | Rejected]:
+    """Index of each record that is bad without looking at its audio."""
+    seen: set[str] = set()
+    problems: dict[int, Record | Rejected] = {}
+    for index, record in enumerate(records):
+        if record.id in seen:
+            problems[index] = Rejected(record, "duplicate_id", f"id {record.id!r} appears more than once")
+        elif record.text is not None and not record.text.strip():
+            problems[index] = Rejected(record, "empty_text", "leave `text` out where nothing is known")
+        elif any(ord(c) < 32 and c not in "\t\n" or ord(c) == 127 for c in record.text or ""):
+            problems[index] = Rejected(record, "control_characters", f"text {record.text!r}")
+        seen.add(record.id)
+    return problems
+
+
+def _locate(path: str | os.PathLike[str], name: str) -> Path:
+    found = Path(path) / name if Path(path).is_dir() else Path(path)
+    if not found.is_file():
+        raise FileNotFoundError(
+            f'{found}: no such manifest; it holds one line per recording, like {{"audio": "a.wav", "text": "hello"}}'
+        )
+    return found
+
+
+def _read_lines(path: Path, check: Any) -> list[dict[str, Any]]:
+    good: list[dict[str, Any]] = []
+    errors: list[str] = []
+    with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                fields = _parse(line)
+                check(fields)
+                good.append(fields)
+            except ManifestError as error:
+                errors.append(f"{path}:{number}: {error}")
+    if errors:
+        more = [f"... and {len(errors) - _ERRORS_SHOWN} more"] if len(errors) > _ERRORS_SHOWN else []
+        raise ManifestError("\n".join(errors[:_ERRORS_SHOWN] + more))
+    return good
+
+
+def _parse(line: str) -> dict[str, Any]:
+    try:
+        fields = json.loads(line)
+        line.encode()  # bytes that are no UTF-8 were read as lone surrogates
+    except UnicodeEncodeError as error:
+        raise ManifestError("not UTF-8") from error
+    except ValueError as error:
+        raise ManifestError(f"not JSON ({error})") from error
+    if not isinstance(fields, dict):
+        raise ManifestError(f"a JSON object is needed, found {type(fields).__name__}")
+    return {key: value for key, value in fields.items() if value is not None}
+
+
+_TYPES: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("id", "audio", "text", "speaker", "caption", "split", "subset", "instruction"), (str,)),
+    **dict.fromkeys(("parallel", "clean", "reply"), (str,)),
+    **dict.fromkeys(("start", "end", "duration"), (int, float)),
+    "sample_rate": (int,),
+    "attributes": (dict,),
+    "qa": (list,),
+    "document": (dict,),
+}
+
+
+def _check_types(fields: dict[str, Any]) -> None:
+    for name, value in fields.items():
+        types = _TYPES.get(name)
+        if types and (not isinstance(value, types) or isinstance(value, bool)):
+            raise ManifestError(f"`{name}` must be {' or '.join(t.__name__ for t in types)}, found {value!r}")
+        if types == (int, float) and (not math.isfinite(value) or value < 0):
+            raise ManifestError(f"`{name}` must be a number of seconds >= 0, found {value!r}")
+    if fields.get("split", "train") not in SPLITS:
+        raise ManifestError(f"`split` is {fields['split']!r}, known are {', '.join(SPLITS)}")
+    if fields.get("subset", "user") not in SUBSETS:
+        raise ManifestError(f"`subset` is {fields['subset']!r}, known are {', '.join(SUBSETS)}")
+
+
+def _check_record(fields: dict[str, Any]) -> None:
+    _check_types(fields)
+    if not fields.get("audio"):
+        raise ManifestError("`audio`, the path of the audio file, is missing")
+    if "end" in fields and fields["end"] <= fields.get("start", 0.0):
+        raise ManifestError(f"`end` ({fields['end']} s) must be after `start` ({fields.get('start', 0.0)} s)")
+    for item in fields.get("qa", []):
+        if not isinstance(item, dict) or not isinstance(item.get("question"), str):
+            raise ManifestError(f'each of `qa` must be {{"question": ..., "answer": ...}}, found {item!r}')
+        if not isinstance(item.get("answer"), str) or item["answer"] not in item.get("choices", [item["answer"]]):
+            raise ManifestError(f"`answer` of a question must be a string and one of its `choices`, found {item!r}")
+    document = fields.get("document")
+    if document is not None and not (isinstance(document.get("id"), str) and isinstance(document.get("index"), int)):
+        raise ManifestError(f'`document` must be {{"id": string, "index": number}}, found {document!r}')
+
+
+def _check_text_record(fields: dict[str, Any]) -> None:
+    _check_types(fields)
+    if not fields.get("text") or not fields.get("id"):
+        raise ManifestError("`id` and `text` are needed")
+    unknown = set(fields) - {f.name for f in dataclasses.fields(TextRecord)}
+    if unknown:
+        raise ManifestError(f"unknown fields: {', '.join(sorted(unknown))}")
+
+
+def _record(fields: dict[str, Any]) -> Record:
+    known = {f.name for f in dataclasses.fields(Record)}
+    values = {name: value for name, value in fields.items() if name in known}
+    others = {name: value for name, value in fields.items() if name not in known}
+    if others:
+        values["attributes"] = {**values.get("attributes", {}), **others}
+    if "id" not in values:
+        span = f"@{values.get('start', 0)}-{values.get('end', '')}" if "start" in values or "end" in values else ""
+        values["id"] = values["audio"] + span
+    values.setdefault("split", default_split(values["id"]))
+    return Record(**values)
+
+
+def _write_lines(path: str | os.PathLike[str], records: Iterable[Record | TextRecord]) -> None:
+    seen: set[str] = set()
+    lines: list[str] = []
+    for record in records:
+        if record.id in seen:
+            raise ValueError(f"{path}: id {record.id!r} appears more than once")
+        seen.add(record.id)
+        lines.append(to_json(record) + "\n")
+    audio_lib.write_atomic(path, lambda file: file.write("".join(lines).encode()))
