@@ -1,0 +1,1 @@
+"""From recordings and texts to the batch of a training step."""
