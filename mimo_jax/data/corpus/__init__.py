@@ -1,0 +1,1 @@
+"""The built-in speech corpus: synthesised locally, so that text, voice, rate, pitch, style and noise are all known."""
