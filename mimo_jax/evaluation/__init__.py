@@ -1,0 +1,1 @@
+"""Metrics, the evaluation suite and the report."""
