@@ -1,7 +1,8 @@
 """The exchange format of fine-tuning data: a JSON list of turns -> segments with the loss on the answers.
 
-A turn is ``{"role": "system|user|assistant", "content": [{"type": "text", "text": ...}, {"type": "audio", "audio": path}],
-"thinking": true|false|null, "Chain-of-thought": ...}``; the last two belong to assistant turns.
+A turn is ``{"role": "system|user|assistant", "content": [...], "thinking": true|false|null, "Chain-of-thought": ...}``
+(the last two belong to assistant turns), an item of content ``{"type": "text", "text": ...}`` or
+``{"type": "audio", "audio": path}``.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -68,9 +69,11 @@ def _answer(turn: Turn, load_codes: LoadCodes, where: str) -> Segment:
 
 
 def conversation_segments(turns: Sequence[Turn], load_codes: LoadCodes) -> list[Segment]:
-    """Turns -> segments. The loss covers what an assistant turn holds after its header (and after ``<think>\\n`` or the
-    empty think block), up to and with ``<|im_end|>\\n``. Turns of others never carry loss, also not after the last answer
-    (the released code labels such a tail, which is surely not intended).
+    """Turns -> segments with the loss on the answers.
+
+    The loss covers what an assistant turn holds after its header (and after ``<think>\\n`` or the empty think block),
+    up to and with ``<|im_end|>\\n``. Turns of others never carry loss, also not after the last answer (the released
+    code labels such a tail, which is surely not intended).
 
     Args:
         turns: the conversation, in the order of the JSON list.

@@ -41,7 +41,10 @@ def _first_spoken(text: np.ndarray, layout: Layout) -> slice:
 
 
 def split_thinking(text: str) -> tuple[str | None, str]:
-    """Text -> (thinking or None, answer). The start marker may be in the prompt; an unfinished thought has no answer."""
+    """Text -> (thinking or None, answer).
+
+    The start marker may be in the prompt; an unfinished thought has no answer.
+    """
     if _THINK_END in text:
         thought, answer = text.split(_THINK_END, 1)
         return thought.replace(_THINK_START, "", 1).strip(), answer.strip()

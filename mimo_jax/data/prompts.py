@@ -1,9 +1,9 @@
 """Prompts of every task as lists of segments, ready for inference, and their completion to training examples.
 
-The protocol strings (role markers, think markers, ``[Int]:``, the voice line, the system lines of instructed speech) are
-part of the released format and exact; so is where one text segment ends and the next begins, because each is tokenized
-on its own. The pools of interchangeable instruction wordings (``ASR_INSTRUCTIONS``, ``TTS_INSTRUCTIONS``) are ours, and a
-caller may pass any wording.
+The protocol strings (role markers, think markers, ``[Int]:``, the voice line, the system lines of instructed speech)
+are part of the released format and exact; so is where one text segment ends and the next begins, because each is
+tokenized on its own. The pools of interchangeable instruction wordings (``ASR_INSTRUCTIONS``, ``TTS_INSTRUCTIONS``) are
+ours, and a caller may pass any wording. Prompts named ``base_`` have no chat markup: the forms seen in pretraining.
 """
 
 import dataclasses
@@ -30,6 +30,8 @@ STYLE_LINE = "你需要根据指定的风格指令和文本内容来生成语音
 STYLE_VOICE_LINE = "你需要根据指定的风格指令和文本内容来生成和语音prompt具有相同音色的语音。你的音色应该是："
 FEW_SHOT_PREFIX = "[Int]:"
 FEW_SHOT_GAP = " \n\n"
+# Without chat markup a caption would look like a transcript: this lead tells them apart.
+CAPTION_LEAD = "\nCaption: "
 
 ASR_INSTRUCTIONS: dict[Language, tuple[str, ...]] = {
     "en": (
@@ -243,6 +245,31 @@ def few_shot_speech_to_speech(instruction: str, examples: Sequence[FewShotExampl
             _text(FEW_SHOT_GAP),
         ]
     return [*out, AudioSegment(query), _text("\n"), _text(SPEECH_START)]
+
+
+def base_asr(codes: np.ndarray) -> list[Segment]:
+    """Transcription by a base model: the recording, a new line, then the transcript."""
+    return [AudioSegment(codes), _text("\n")]
+
+
+def base_captioning(codes: np.ndarray) -> list[Segment]:
+    """Caption by a base model."""
+    return [AudioSegment(codes), _text(CAPTION_LEAD)]
+
+
+def base_tts(text: str) -> list[Segment]:
+    """Speech by a base model: the words, a new line, then a streamed answer."""
+    return [_text(text), _text("\n"), _text(SPEECH_START)]
+
+
+def base_instruct_tts(text: str, style: str) -> list[Segment]:
+    """Speech in a described style by a base model: the style, the words, then a streamed answer."""
+    return [_text(style), _text("\n"), _text(text), _text("\n"), _text(SPEECH_START)]
+
+
+def base_continuation(codes: np.ndarray) -> list[Segment]:
+    """Speech continuation: an audio segment that is not closed."""
+    return [_text("<|sosp|>"), AudioSegment(codes, delimited=False)]
 
 
 def _without_speech_start(prompt: Sequence[Segment]) -> list[Segment]:

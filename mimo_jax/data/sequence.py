@@ -56,6 +56,7 @@ class Layout:
 
     @property
     def channels(self) -> int:
+        """C, the number of codebooks."""
         return len(self.empty_codes)
 
 
@@ -80,7 +81,10 @@ class AudioSegment:
 
 @dataclasses.dataclass(frozen=True)
 class StreamedSegment:
-    """Spoken answer: ``<|sostm|>``, blocks of text and patches in turn, ``<|eostm|>``; the text ends with ``<|eot|>``."""
+    """Spoken answer: ``<|sostm|>``, blocks of text and patches in turn, ``<|eostm|>``.
+
+    The text ends with ``<|eot|>``; codes are int [frames, C].
+    """
 
     text: str | Sequence[int]
     codes: np.ndarray
@@ -109,6 +113,7 @@ class Sequenced:
 
     @property
     def audio_positions(self) -> int:
+        """P, the number of patches."""
         return len(self.patches)
 
 
@@ -219,7 +224,9 @@ def to_grid(text: np.ndarray, audio: np.ndarray) -> np.ndarray:
 
 
 def from_grid(grid: np.ndarray, group_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Exchange grid [1 + C, T * G] -> (text int32 [T], audio int32 [T, G, C]). Only a position's first text slot counts.
+    """Exchange grid [1 + C, T * G] -> (text int32 [T], audio int32 [T, G, C]).
+
+    Only the first text slot of a position counts.
 
     Raises:
         ValueError: a width that is no multiple of ``group_size``.

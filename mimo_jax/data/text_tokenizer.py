@@ -1,8 +1,8 @@
 """Byte-level byte-pair text tokenizer in the manner of Qwen2, with the special tokens of the sequence format.
 
-Trained on a corpus, or read from a released folder (``tokenizer.json``, or ``vocab.json`` + ``merges.txt``) whose missing
-special tokens are added behind its last id, in the order of the released inference code. What is saved is a folder that
-``transformers.AutoTokenizer`` reads.
+Trained on a corpus, or read from a released folder (``tokenizer.json``, or ``vocab.json`` + ``merges.txt``) whose
+missing special tokens are added behind its last id, in the order of the released inference code. What is saved is a
+folder that ``transformers.AutoTokenizer`` reads.
 """
 
 import json
@@ -83,7 +83,7 @@ class TextTokenizer:
         return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=skip_special_tokens)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write ``tokenizer.json``, ``tokenizer_config.json``, ``special_tokens_map.json``, ``vocab.json``, ``merges.txt``."""
+        """Write the folder: tokenizer.json, tokenizer_config.json, special_tokens_map.json, vocab.json, merges.txt."""
         folder = pathlib.Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in self._files().items():
@@ -176,8 +176,8 @@ def train_text_tokenizer(texts: Iterable[str], vocab_size: int = 1024, min_frequ
 
     Args:
         texts: the training texts.
-        vocab_size: size with the special tokens; no less than 256 bytes + specials, and less is used where the texts hold
-            fewer frequent pairs.
+        vocab_size: size with the special tokens; at least 256 bytes + specials. Texts with fewer frequent
+            pairs than that give a smaller vocabulary.
         min_frequency: pairs seen less often are not merged.
 
     Raises:

@@ -31,7 +31,7 @@ def test_merges_special_tokens_and_digits(tokenizer):
     assert len(tokenizer.encode("turn the light")) <= 4
     assert len(tokenizer.encode("1234")) == 4  # one token per digit, as Qwen2
     for token in CHAT_TOKENS + SPEECH_TOKENS + THINK_TOKENS:
-        assert tokenizer.encode(f"on{token}\n")[1:-1] == [tokenizer.token_id(token)] or len(tokenizer.encode("on")) > 1
+        assert tokenizer.encode(f"on{token}1")[-2:-1] == [tokenizer.token_id(token)]
         assert tokenizer.encode(token) == [tokenizer.token_id(token)]
     assert tokenizer.special.empty == tokenizer.token_id("<|empty|>")
     assert tokenizer.vocab_size <= 320

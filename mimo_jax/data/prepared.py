@@ -1,0 +1,91 @@
+"""Where things lie in a prepared folder, and reading them: the one place that knows its names."""
+
+import json
+import os
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from mimo_jax.data import packing
+from mimo_jax.data.records import RecordReader, from_bytes
+from mimo_jax.data.sequence import Layout, SpecialTokens
+
+MANIFEST = "prepare.json"
+TEXT_TOKENIZER = "text_tokenizer"
+
+
+class Prepared:
+    """A prepared folder, opened for reading.
+
+    Raises:
+        FileNotFoundError: the folder holds no finished preparation.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]):
+        self.folder = pathlib.Path(folder)
+        manifest = self.folder / MANIFEST
+        if not manifest.is_file():
+            raise FileNotFoundError(f"{manifest} is missing: run python -m mimo_jax.prepare --out={self.folder} first")
+        self.manifest: dict[str, Any] = json.loads(manifest.read_text(encoding="utf-8"))
+
+    @property
+    def layout(self) -> Layout:
+        """The sequence layout the examples were made with."""
+        fields = self.manifest["layout"]
+        return Layout(
+            special=SpecialTokens(**fields["special"]),
+            empty_codes=tuple(fields["empty_codes"]),
+            group_size=fields["group_size"],
+            stream_text=fields["stream_text"],
+            stream_patches=fields["stream_patches"],
+        )
+
+    @property
+    def text_tokenizer_folder(self) -> pathlib.Path:
+        """Folder of the text tokenizer."""
+        return self.folder / TEXT_TOKENIZER
+
+    def tasks(self, split: str) -> dict[str, int]:
+        """Tasks that have examples in a split -> their number."""
+        return {task: n[split] for task, n in self.manifest["examples"].items() if n.get(split)}
+
+    def shards(self, task: str, split: str) -> list[pathlib.Path]:
+        """Record files of a task and split, in order."""
+        return sorted((self.folder / "examples" / task).glob(f"{split}-*.array_record"))
+
+    def counts(self, task: str, split: str) -> np.ndarray:
+        """int32 [N, 2]: text and audio positions of each example."""
+        return np.load(self.folder / "examples" / task / f"{split}-lengths.npy")
+
+    def reader(self, task: str, split: str, cache_bytes: int = 0) -> RecordReader:
+        """Random access to the examples of a task and split."""
+        return RecordReader(self.shards(task, split), cache_bytes)
+
+    def rows(self, task: str, split: str, context: int) -> packing.Rows:
+        """The packing plan of a task and split; made and kept when this context length was not prepared ahead."""
+        path = self.folder / "rows" / f"{task}-{split}-{context}.npz"
+        if not path.is_file():
+            write_rows(self.folder, task, split, context, self.layout.special.empty)
+        return packing.load_rows(path)
+
+
+def write_rows(
+    folder: pathlib.Path,
+    task: str,
+    split: str,
+    context: int,
+    empty: int,
+    overlong: packing.Overlong = "split",
+) -> packing.Rows:
+    """Plan and write the rows of a task and split for one context length; ``empty`` is the id of ``<|empty|>``."""
+    examples = folder / "examples" / task
+    reader = RecordReader(sorted(examples.glob(f"{split}-*.array_record")))
+
+    def read(number: int) -> tuple[tuple[int, ...], np.ndarray]:
+        example = from_bytes(reader.read([number])[0])
+        return example.borders, example.text == empty
+
+    rows = packing.plan_rows(np.load(examples / f"{split}-lengths.npy"), context, overlong=overlong, read=read)
+    packing.save_rows(folder / "rows" / f"{task}-{split}-{context}.npz", rows)
+    return rows

@@ -1,0 +1,156 @@
+"""Tokenized examples as bytes, and the ArrayRecord files that hold them.
+
+One record is a 4-byte little-endian length, a msgpack header of that length, zero bytes up to a multiple of 4, and the
+raw little-endian arrays text int32 [n], codes uint16 [p, G, C], loss uint8 [n]. Readers make views, no copies.
+"""
+
+import dataclasses
+import os
+import pathlib
+import struct
+import threading
+from collections.abc import Iterable, Sequence
+
+import msgpack
+import numpy as np
+
+from mimo_jax.data.sequence import Sequenced
+
+SCHEMA_VERSION = 1
+# One record per compressed chunk: random access reads what it needs and no more.
+_WRITER_OPTIONS = "group_size:1,zstd:1"
+_READER_OPTIONS = "readahead_buffer_size:0"
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """A tokenized example.
+
+    Attributes:
+        id: id of the example within its task.
+        task: name of the task.
+        text: int32 [n] text ids.
+        codes: uint16 [p, G, C] patches of the audio positions, in order.
+        loss: uint8 [n], 1 where the position is a target.
+        borders: starts of the segments.
+    """
+
+    id: str
+    task: str
+    text: np.ndarray
+    codes: np.ndarray
+    loss: np.ndarray
+    borders: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, example_id: str, task: str, arrays: Sequenced) -> "Example":
+        """The example of rendered segments."""
+        borders = tuple(int(b) for b in arrays.borders)
+        return cls(
+            example_id, task, arrays.text, arrays.patches.astype(np.uint16), arrays.loss.astype(np.uint8), borders
+        )
+
+
+def to_bytes(example: Example) -> bytes:
+    """Example -> bytes; the same example gives the same bytes."""
+    header = msgpack.packb(
+        {
+            "version": SCHEMA_VERSION,
+            "id": example.id,
+            "task": example.task,
+            "positions": len(example.text),
+            "codes": list(example.codes.shape),
+            "borders": list(example.borders),
+        }
+    )
+    padding = b"\0" * (-len(header) % 4)
+    arrays = (
+        np.ascontiguousarray(example.text, "<i4"),
+        np.ascontiguousarray(example.codes, "<u2"),
+        np.ascontiguousarray(example.loss, "u1"),
+    )
+    return b"".join([struct.pack("<I", len(header)), header, padding, *(a.tobytes() for a in arrays)])
+
+
+def from_bytes(data: bytes) -> Example:
+    """Bytes -> Example; the arrays are read-only views of ``data``.
+
+    Raises:
+        ValueError: another schema version, or fewer bytes than the header says.
+    """
+    (size,) = struct.unpack_from("<I", data)
+    header = msgpack.unpackb(data[4 : 4 + size])
+    if header["version"] != SCHEMA_VERSION:
+        raise ValueError(
+            f"record of schema version {header['version']}; this program reads {SCHEMA_VERSION}: prepare again"
+        )
+    n, shape = header["positions"], tuple(header["codes"])
+    count = int(np.prod(shape))
+    start = 4 + size + (-size % 4)
+    if len(data) != start + 5 * n + 2 * count:
+        raise ValueError(
+            f"record {header['id']!r} has {len(data)} bytes, its header asks for {start + 5 * n + 2 * count}"
+        )
+    return Example(
+        id=header["id"],
+        task=header["task"],
+        text=np.frombuffer(data, "<i4", n, start),
+        codes=np.frombuffer(data, "<u2", count, start + 4 * n).reshape(shape),
+        loss=np.frombuffer(data, "u1", n, start + 4 * n + 2 * count),
+        borders=tuple(header["borders"]),
+    )
+
+
+def write_records(path: str | os.PathLike[str], records: Iterable[bytes]) -> int:
+    """Write an ArrayRecord file; it appears under its name only when complete. Returns the number of records."""
+    from array_record.python import array_record_module
+
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    writer = array_record_module.ArrayRecordWriter(str(partial), _WRITER_OPTIONS)
+    count = 0
+    for record in records:
+        writer.write(record)
+        count += 1
+    writer.close()
+    os.replace(partial, path)
+    return count
+
+
+class RecordReader:
+    """Random access to the records of several ArrayRecord files, numbered through in the files' order.
+
+    Thread-safe. Up to ``cache_bytes`` of records are kept in memory (first come, first kept), which for small sets
+    makes every epoch after the first free of reading.
+    """
+
+    def __init__(self, paths: Sequence[str | os.PathLike[str]], cache_bytes: int = 0):
+        from array_record.python import array_record_module
+
+        self._readers = [array_record_module.ArrayRecordReader(str(p), _READER_OPTIONS) for p in paths]
+        self._ends = np.cumsum([r.num_records() for r in self._readers], dtype=np.int64)
+        self._cache: dict[int, bytes] = {}
+        self._room = cache_bytes
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def read(self, indices: Sequence[int]) -> list[bytes]:
+        """Bytes of the records, in the order asked for."""
+        missing = sorted({int(i) for i in indices if int(i) not in self._cache})
+        fresh: dict[int, bytes] = {}
+        files = np.searchsorted(self._ends, missing, side="right")
+        for file in sorted(set(files.tolist())):
+            here = [i for i, f in zip(missing, files, strict=True) if f == file]
+            first = int(self._ends[file - 1]) if file else 0
+            # The reader's position is shared state: one thread at a time.
+            with self._lock:
+                fresh.update(zip(here, self._readers[file].read([i - first for i in here]), strict=True))
+        with self._lock:
+            for index, data in fresh.items():
+                if len(data) <= self._room and index not in self._cache:
+                    self._cache[index] = data
+                    self._room -= len(data)
+        return [self._cache[int(i)] if int(i) in self._cache else fresh[int(i)] for i in indices]
