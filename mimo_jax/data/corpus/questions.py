@@ -26,10 +26,13 @@ _MONTHS = (
 _COLOURS = (
     *(("a banana", "yellow"), ("a tomato", "red"), ("grass", "green"), ("snow", "white"), ("coal", "black")),
     *(("the sky", "blue"), ("an orange", "orange"), ("a lemon", "yellow"), ("a frog", "green"), ("milk", "white")),
-    *(("blood", "red"), ("a carrot", "orange"), ("chocolate", "brown"), ("a strawberry", "red"), ("an elephant", "grey")),
-    *(("a cherry", "red"), ("a cucumber", "green"), ("the sea", "blue"), ("a raven", "black"), ("a pig", "pink")),
+    *(("blood", "red"), ("a carrot", "orange"), ("chocolate", "brown"), ("a strawberry", "red"), ("a pig", "pink")),
+    *(("a cherry", "red"), ("a cucumber", "green"), ("the sea", "blue"), ("a raven", "black")),
+    ("an elephant", "grey"),
 )
-_OPENINGS = ("", "", "tell me ", "please tell me ", "do you know ", "i want to know ", "can you tell me ", "quick question ")
+_OPENINGS = (
+    *("", "", "tell me ", "please tell me ", "do you know ", "i want to know ", "can you tell me ", "quick question "),
+)
 _SHORT_ANSWERS = (
     *("it is {}", "that is {}", "the answer is {}", "i think it is {}", "the right answer is {}", "it must be {}"),
     *("of course it is {}", "that would be {}"),

@@ -1,7 +1,8 @@
 """What is said in the built-in corpus: small grammars, and the one rule that keeps held-out texts out of training.
 
 Whether a text belongs to training, validation or the test of new voices is a property of the text alone
-(:func:`text_split`), so a text cannot slip into training through another grammar, another seed or the text-only material.
+(:func:`text_split`), so no text slips into training through another grammar, another seed or the text-only
+material.
 All texts are lower case without punctuation: what is written is what is heard.
 """
 
@@ -30,6 +31,7 @@ _CORE_SLOTS: dict[str, tuple[str, ...]] = {
     "piece": ("song", "story"),
     "polite": ("", "", " please", " now"),
     "digit": DIGITS[1:],
+    "several": DIGITS[2:],
 }
 _CORE_ACTIONS = (
     "{switch} the {room}{device}",
@@ -37,7 +39,7 @@ _CORE_ACTIONS = (
     "{move} the {room}{opening}",
     "play the {which} {piece}",
     "set the {room}{clock} for {digit} {digit}",
-    "set the {clock} for {digit} minutes",
+    "set the {clock} for {several} minutes",
 )
 
 _SLOTS: dict[str, tuple[str, ...]] = {
@@ -59,7 +61,18 @@ _SLOTS: dict[str, tuple[str, ...]] = {
         *("bright", "dusty", "red", "blue"),
     ),
     "food": ("bread", "soup", "cheese", "rice", "fish", "cake", "salad", "honey", "butter", "chocolate"),
-    "plant": ("carrots", "onions", "potatoes", "tomatoes", "apples", "lemons", "mushrooms", "beans", "peppers", "pears"),
+    "plant": (
+        "carrots",
+        "onions",
+        "potatoes",
+        "tomatoes",
+        "apples",
+        "lemons",
+        "mushrooms",
+        "beans",
+        "peppers",
+        "pears",
+    ),
     "spice": ("salt", "pepper", "garlic", "ginger", "sugar", "cinnamon", "parsley", "vinegar"),
     "animal": ("dog", "cat", "horse", "rabbit", "goat", "parrot", "duck", "donkey", "fox", "owl"),
     "weather": ("rain", "snow", "wind", "fog", "sunshine", "thunder", "frost", "hail"),
@@ -112,14 +125,14 @@ _STORIES = (
         "in the end the {animal} of {name} {how} brought the {object} back to {hero}",
     ),
     (
-        "today we make {food} with {plant} and {plant}",
+        "today {name} makes {food} with {plant} and {plant}",
         "first wash {number} {plant} and cut the {plant} for {minutes} minutes",
         "put the {plant} with some {spice} into {tool}",
         "cook the {plant} for {minutes} minutes and add the {food} and {spice}",
         "wait {minutes} minutes and serve the {food} with {plant} and {spice}",
     ),
     (
-        "this is the plan for the trip of {hero} to the {place}",
+        "this is the plan for the trip of {hero} and {name} to the {place} by {vehicle}",
         "the {vehicle} leaves on {day} at {clocktime} {hour}",
         "{hero} must take the {object} and a {adjective} {object}",
         "at the {place} {hero} will {action} for {number} hours with {name}",
