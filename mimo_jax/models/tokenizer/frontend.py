@@ -1,0 +1,124 @@
+"""Short-time Fourier analysis: framing, magnitude STFT, HTK mel filter bank, log-mel.
+
+Everything is batched and jit-able; a padded waveform gives, on its own frames, the result of the waveform alone.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mimo_jax.models.tokenizer.config import TokenizerConfig
+
+Array = jax.Array
+
+LOG_FLOOR = 1e-7
+
+
+def frames(x: Array, length: int, hop: int) -> Array:
+    """Overlapping frames of axis 1: x [B, S, ...] -> [B, F, length, ...] with F = 1 + (S - length) // hop.
+
+    Built from shifted blocks of `hop` entries: reshapes and slices only, so the gradient is free of scatters.
+    """
+    if x.shape[1] < length:
+        raise ValueError(f"{x.shape[1]} entries are shorter than one frame of {length}")
+    count = 1 + (x.shape[1] - length) // hop
+    per_frame = -(-length // hop)
+    total = (count + per_frame - 1) * hop
+    x = jnp.pad(x[:, :total], [(0, 0), (0, max(0, total - x.shape[1]))] + [(0, 0)] * (x.ndim - 2))
+    blocks = x.reshape(x.shape[0], -1, hop, *x.shape[2:])
+    if per_frame == 1:
+        return blocks[:, :, :length]
+    return jnp.concatenate([blocks[:, j : j + count] for j in range(per_frame)], axis=2)[:, :, :length]
+
+
+def overlap_add(x: Array, hop: int) -> Array:
+    """Adjoint of `frames`: x [B, F, length, ...] -> [B, (F - 1) * hop + length, ...], overlaps added."""
+    batch, count, length = x.shape[:3]
+    per_frame = -(-length // hop)
+    rest = [(0, 0)] * (x.ndim - 3)
+    x = jnp.pad(x, [(0, 0), (0, 0), (0, per_frame * hop - length), *rest])
+    x = x.reshape(batch, count, per_frame, hop, *x.shape[3:])
+    total = sum(
+        jnp.pad(x[:, :, j], [(0, 0), (j, per_frame - 1 - j), (0, 0), *rest])  # frame f's block j lands in slot f + j
+        for j in range(per_frame)
+    )
+    return total.reshape(batch, -1, *total.shape[3:])[:, : (count - 1) * hop + length]
+
+
+def hann_window(length: int) -> np.ndarray:
+    """Periodic Hann window [length] float32."""
+    return (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(length) / length)).astype(np.float32)
+
+
+@functools.lru_cache(maxsize=32)
+def mel_filterbank(sample_rate: int, n_fft: int, n_mels: int, fmin: float, fmax: float | None) -> np.ndarray:
+    """Triangles of height 1 on the HTK mel scale, [n_fft // 2 + 1, n_mels] float32 (no area normalisation)."""
+    top = sample_rate / 2 if fmax is None else fmax
+    bins = np.linspace(0, sample_rate / 2, n_fft // 2 + 1)
+    mel = np.linspace(*(2595 * np.log10(1 + np.array([fmin, top]) / 700)), n_mels + 2)
+    edges = 700 * (10 ** (mel / 2595) - 1)
+    width = np.diff(edges)
+    rising = (bins[:, None] - edges[:-2]) / width[:-1]
+    falling = (edges[2:] - bins[:, None]) / width[1:]
+    return np.maximum(0, np.minimum(rising, falling)).astype(np.float32)
+
+
+def stft(x: Array, n_fft: int, hop: int, window: np.ndarray) -> tuple[Array, Array]:
+    """Real and imaginary part [B, F, n_fft // 2 + 1] of the frames of x [B, S] (no padding added, float32).
+
+    A window shorter than n_fft is centred in the frame.
+    """
+    left = (n_fft - len(window)) // 2
+    window = np.pad(window, (left, n_fft - len(window) - left))
+    spectrum = jnp.fft.rfft(frames(x.astype(jnp.float32), n_fft, hop) * window)
+    return spectrum.real, spectrum.imag
+
+
+def magnitude(real: Array, imag: Array) -> Array:
+    """|real + i imag|, with gradient 0 (not NaN) at 0."""
+    power = jnp.square(real) + jnp.square(imag)
+    positive = power > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, power, 1.0)), 0.0)
+
+
+def reflect_pad(x: Array, num_samples: Array, pad: int) -> Array:
+    """x [B, S] -> [B, S + 2 pad]: each row reflected at both ends of its own num_samples [B]; zero behind that."""
+    n = num_samples[:, None]
+    index = jnp.arange(-pad, x.shape[1] + pad)[None, :]
+    period = jnp.maximum(2 * (n - 1), 1)
+    folded = jnp.abs(index) % period
+    folded = jnp.where(folded >= n, period - folded, folded)
+    padded = jnp.take_along_axis(x, jnp.clip(folded, 0, x.shape[1] - 1), axis=1)
+    return jnp.where(index < n + pad, padded, 0)
+
+
+def mel_lengths(num_samples: Array, config: TokenizerConfig) -> Array:
+    """Mel frames of waveforms of `num_samples` [B] samples (0 for an empty one)."""
+    return jnp.where(num_samples > 0, 1 + num_samples // config.hop_length, 0)
+
+
+def log_mel_padded(padded: Array, config: TokenizerConfig) -> Array:
+    """Log-mel [B, F, n_mels] of waveforms [B, (F - 1) * hop + nfft] that carry their padding already."""
+    real, imag = stft(padded, config.nfft, config.hop_length, hann_window(config.window_size))
+    bank = mel_filterbank(config.sampling_rate, config.nfft, config.n_mels, config.fmin, config.fmax)
+    mel = jnp.matmul(magnitude(real, imag), bank, precision="highest")
+    return jnp.log(jnp.maximum(mel, LOG_FLOOR))
+
+
+def log_mel(waveform: Array, num_samples: Array, config: TokenizerConfig) -> tuple[Array, Array]:
+    """Natural log of the mel magnitudes (power 1), centred frames, reflect padding at each sequence's own ends.
+
+    Args:
+      waveform: [B, S] at `config.sampling_rate`; what lies behind num_samples is not read.
+      num_samples: [B] int.
+
+    Returns:
+      (mel [B, 1 + S // hop, n_mels] float32, zero behind each end; lengths [B] in frames).
+    """
+    mel = log_mel_padded(reflect_pad(waveform, num_samples, config.nfft // 2), config)
+    lengths = mel_lengths(num_samples, config)
+    return jnp.where(jnp.arange(mel.shape[1])[None, :, None] < lengths[:, None, None], mel, 0), lengths
