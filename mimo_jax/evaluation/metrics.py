@@ -174,21 +174,23 @@ def _stoi(reference: np.ndarray, degraded: np.ndarray, sample_rate: int) -> floa
             return float("nan")
 
 
-def mel_distance(reference: np.ndarray, degraded: np.ndarray, sample_rate: int, num_mels: int = 80) -> float:
-    """Mean absolute difference of natural-log mel magnitudes (80 bins, window 25 ms, hop 10 ms)."""
+def log_mel_frames(wave: np.ndarray, sample_rate: int, num_mels: int = 80) -> np.ndarray:
+    """Natural-log mel magnitudes float64 [frames, num_mels]; window 25 ms, hop 10 ms, floor 1e-5."""
     from mimo_jax.models.recogniser import mel_filters
 
-    n = min(len(reference), len(degraded))
     window, hop = int(0.025 * sample_rate), int(0.01 * sample_rate)
     n_fft = 1 << (window - 1).bit_length()
-    filters = mel_filters(num_mels, n_fft, sample_rate)
+    padded = np.pad(np.asarray(wave, np.float64), window // 2)
+    frames = np.lib.stride_tricks.sliding_window_view(padded, window)[::hop] * np.hanning(window)
+    return np.log(
+        np.maximum(np.abs(np.fft.rfft(frames, n_fft)) @ mel_filters(num_mels, n_fft, sample_rate), _MEL_FLOOR)
+    )
 
-    def log_mel(wave: np.ndarray) -> np.ndarray:
-        padded = np.pad(np.asarray(wave[:n], np.float64), window // 2)
-        frames = np.lib.stride_tricks.sliding_window_view(padded, window)[::hop] * np.hanning(window)
-        return np.log(np.maximum(np.abs(np.fft.rfft(frames, n_fft)) @ filters, _MEL_FLOOR))
 
-    return float(np.abs(log_mel(reference) - log_mel(degraded)).mean())
+def mel_distance(reference: np.ndarray, degraded: np.ndarray, sample_rate: int) -> float:
+    """Mean absolute difference of `log_mel_frames`; the longer wave is cut."""
+    n = min(len(reference), len(degraded))
+    return float(np.abs(log_mel_frames(reference[:n], sample_rate) - log_mel_frames(degraded[:n], sample_rate)).mean())
 
 
 def _quality_of(arguments: tuple[np.ndarray, np.ndarray, int]) -> SpeechQuality:

@@ -1,0 +1,91 @@
+"""Measures a trained chain on held-out speech and writes metrics.json, parts/ and samples/.
+
+    python -m mimo_jax.evaluate --gin_file=RUN_FILE.gin
+
+The run file binds the arguments of `evaluate` below (`evaluate.lm_dir = "..."` and so on).
+
+Interrupted, it goes on with the first part that is not there yet.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mimo_jax import cli
+from mimo_jax.evaluation.suite import HeldOutLosses, SuiteOptions, evaluate_chain
+
+
+def evaluate(
+    *,
+    recogniser_dir: str,
+    tokenizer_dir: str,
+    corpus_dir: str,
+    out_dir: str,
+    lm_dir: str | None = None,
+    prepared_dir: str | None = None,
+    options: SuiteOptions | None = None,
+    loss_mixtures: Mapping[str, Any] | None = None,
+    loss_batch_size: int = 8,
+    loss_context: int = 256,
+    identity: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """Evaluates exported folders on a corpus.
+
+    Args:
+      recogniser_dir: folder of the independent recogniser (`CtcJudge.save`).
+      tokenizer_dir: exported audio tokenizer.
+      corpus_dir: folder of a manifest with held-out splits.
+      out_dir: results.
+      lm_dir: exported language model; without it only the tokenizer is measured.
+      prepared_dir: prepared folder for the held-out losses; without it they are left out.
+      options: how much is measured (default `SuiteOptions()`).
+      loss_mixtures: name -> mixture (name or `Mixture`) of the held-out losses; the first gives the top-level figures.
+      loss_batch_size, loss_context: shape of the rows for the losses.
+      identity: what else decides the figures, for instance the hash of the checkpoints.
+
+    Returns:
+      The content of `metrics.json`.
+    """
+    from mimo_jax.data.manifest import read_manifest
+    from mimo_jax.evaluation.systems import load_systems
+
+    for folder in filter(None, (recogniser_dir, tokenizer_dir, corpus_dir, lm_dir, prepared_dir)):
+        if not os.path.isdir(folder):
+            raise cli.UserError(f"{folder}: no such folder; run the stage that makes it, or correct the path")
+    systems = load_systems(recogniser_dir, tokenizer_dir, lm_dir)
+    losses = None
+    if lm_dir and prepared_dir:
+        losses = load_losses(lm_dir, prepared_dir, loss_mixtures or {"joint": "joint"}, loss_batch_size, loss_context)
+    return evaluate_chain(
+        systems, read_manifest(corpus_dir), Path(corpus_dir), out_dir, options or SuiteOptions(), losses, identity
+    )
+
+
+def load_losses(
+    lm_dir: str, prepared_dir: str, mixtures: Mapping[str, Any], batch_size: int, context: int
+) -> HeldOutLosses:
+    """One pass over the validation rows of each mixture, with the exported language model's losses."""
+    import jax
+
+    from mimo_jax.data.loader import PackedSource
+    from mimo_jax.interop import hf
+    from mimo_jax.objectives.language_model import LanguageModelObjective
+
+    config, params = hf.load_lm(lm_dir)
+    objective = LanguageModelObjective(config)
+    compiled = jax.jit(lambda p, batch: objective.evaluate(p, {}, batch))
+    sources = {
+        name: PackedSource(prepared_dir, mixture, batch_size, context, split="validation", repeat=False)
+        for name, mixture in mixtures.items()
+    }
+    return HeldOutLosses(lambda batch: compiled(params, dict(batch)), sources, config.empty_token_id)
+
+
+if __name__ == "__main__":
+    # gin binds the module's function, not the copy that `python -m` runs as __main__.
+    from mimo_jax.evaluate import evaluate as configured_evaluate
+
+    cli.run(configured_evaluate)

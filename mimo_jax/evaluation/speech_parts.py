@@ -1,0 +1,260 @@
+"""The measured parts of one section: recogniser, reconstruction, transcription, speech, answers, conversion.
+
+Each function returns ``{"figures": {name: estimate}, "items": [...]}`` where the items hold what decided the figures
+(reference, raw output, seed), so that any figure can be checked again by hand.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mimo_jax.data.audio import write_wav
+from mimo_jax.data.manifest import Record
+from mimo_jax.evaluation import metrics
+from mimo_jax.evaluation.parts import Part
+from mimo_jax.evaluation.selection import Conversion, Item, load_items
+from mimo_jax.evaluation.systems import ConversionRequest, Shot, SpeechModel, Systems, Wave
+
+
+def item_seeds(seed: int, task: str, ids: Sequence[str]) -> list[int]:
+    """One sampling seed per item, from its id: the same whatever else is measured beside it."""
+    return [int.from_bytes(hashlib.sha256(f"{seed}/{task}/{i}".encode()).digest()[:4], "big") >> 1 for i in ids]
+
+
+@dataclasses.dataclass(frozen=True)
+class Samples:
+    """Writes the first few waves of each part under a folder."""
+
+    folder: Path
+    sample_rate: int
+    limit: int
+
+    def write(self, task: str, ids: Sequence[str], waves: Sequence[Wave]) -> list[str | None]:
+        """File names relative to the folder, None where nothing was written."""
+        names: list[str | None] = []
+        for number, (record_id, wave) in enumerate(zip(ids, waves, strict=True)):
+            if number >= self.limit or not len(wave):
+                names.append(None)
+                continue
+            safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in record_id)
+            name = f"{task}-{number:02d}-{safe}.wav"
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_wav(self.folder / name, np.nan_to_num(np.asarray(wave, np.float32)), self.sample_rate)
+            names.append(name)
+        return names
+
+
+def _ids(items: Sequence[Item]) -> list[str]:
+    return [item.record.id for item in items]
+
+
+def _rows(**columns: Sequence[Any]) -> list[dict[str, Any]]:
+    names = list(columns)
+    return [dict(zip(names, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+def _figures(**estimates: metrics.Estimate | None) -> dict[str, Any]:
+    return {name: estimate.as_dict() for name, estimate in estimates.items() if estimate is not None}
+
+
+def original(systems: Systems, items: Sequence[Item], samples: Samples) -> Part:
+    """The recogniser on the recordings themselves: the floor of every figure that it judges."""
+    texts = [item.text for item in items]
+    heard = systems.judge.transcribe([item.wave for item in items])
+    files = samples.write("original", _ids(items), [item.wave for item in items])
+    return {
+        "figures": _figures(
+            recogniser_wer_original=metrics.word_error_rate(texts, heard),
+            recogniser_cer_original=metrics.character_error_rate(texts, heard),
+        ),
+        "items": _rows(id=_ids(items), reference=texts, heard=heard, file=files),
+    }
+
+
+def reconstruction(systems: Systems, items: Sequence[Item], samples: Samples, workers: int | None) -> Part:
+    """Encode, decode: intelligibility and signal quality."""
+    texts = [item.text for item in items]
+    decoded = [np.asarray(w, np.float32) for w in systems.codec.decode(systems.codec.encode([i.wave for i in items]))]
+    heard = systems.judge.transcribe(decoded)
+    quality = metrics.speech_qualities([item.wave for item in items], decoded, systems.sample_rate, workers)
+    measured = {
+        field.name: [getattr(q, field.name) for q in quality] for field in dataclasses.fields(metrics.SpeechQuality)
+    }
+    files = samples.write("reconstruction", _ids(items), decoded)
+    return {
+        "figures": _figures(
+            recogniser_wer_reconstruction=metrics.word_error_rate(texts, heard),
+            recogniser_cer_reconstruction=metrics.character_error_rate(texts, heard),
+            **{name: metrics.finite_mean(values) for name, values in measured.items()},
+        ),
+        "items": _rows(id=_ids(items), reference=texts, heard=heard, file=files, **measured),
+    }
+
+
+def transcription(model: SpeechModel, items: Sequence[Item], seed: int) -> Part:
+    """The language model's own transcriptions."""
+    texts, seeds = [item.text for item in items], item_seeds(seed, "asr", _ids(items))
+    answers = model.asr([item.wave for item in items], seeds=seeds)
+    per_item = [metrics.word_errors(r, h) for r, h in zip(texts, answers, strict=True)]
+    utterances = metrics.finite_mean([edits / words for edits, words in per_item if words])
+    return {
+        "figures": _figures(
+            asr_wer_heldout=metrics.word_error_rate(texts, answers),
+            asr_wer_mean_of_utterances=utterances,
+            asr_cer_heldout=metrics.character_error_rate(texts, answers),
+        ),
+        "items": _rows(id=_ids(items), reference=texts, answer=answers, seed=seeds),
+    }
+
+
+def speech(systems: Systems, model: SpeechModel, items: Sequence[Item], samples: Samples, seed: int) -> Part:
+    """The language model's speech, read back by the recogniser; chance = the same against shuffled texts."""
+    texts, seeds = [item.text for item in items], item_seeds(seed, "tts", _ids(items))
+    waves = model.tts(texts, seeds=seeds)
+    heard = systems.judge.transcribe(waves)
+    chance = metrics.permutation_texts(texts, seed) if len(texts) > 1 else None
+    files = samples.write("speak", _ids(items), waves)
+    return {
+        "figures": _figures(
+            recogniser_wer_tts=metrics.word_error_rate(texts, heard),
+            recogniser_cer_tts=metrics.character_error_rate(texts, heard),
+            recogniser_wer_tts_chance=metrics.word_error_rate(chance, heard) if chance else None,
+        ),
+        "items": _rows(id=_ids(items), reference=texts, heard=heard, seed=seeds, file=files),
+    }
+
+
+def continuation(systems: Systems, model: SpeechModel, items: Sequence[Item], samples: Samples, seed: int) -> Part:
+    """Continuations of the first half of each utterance: what is heard in them, and how long they are."""
+    prompts = [item.wave[: max(1, len(item.wave) // 2)] for item in items]
+    seeds = item_seeds(seed, "continue", _ids(items))
+    waves = model.continue_speech(prompts, seeds=seeds)
+    joined = [np.concatenate([p, w]).astype(np.float32) for p, w in zip(prompts, waves, strict=True)]
+    files = samples.write("continue", _ids(items), joined)
+    return {
+        "figures": _figures(
+            continuation_seconds=metrics.mean_estimate([len(wave) / systems.sample_rate for wave in waves])
+        ),
+        "items": _rows(id=_ids(items), heard=systems.judge.transcribe(joined), seed=seeds, file=files),
+    }
+
+
+def audio_questions(model: SpeechModel, items: Sequence[Item], limit: int, seed: int) -> Part:
+    """Questions about a recording (voice, rate, accent, noise): exact match, beside the commonest answer."""
+    asked = [(item, qa) for item in items for qa in item.record.qa][:limit]
+    ids = [f"{item.record.id}/{qa['question']}" for item, qa in asked]
+    questions, references = [_question(qa) for _, qa in asked], [qa["answer"] for _, qa in asked]
+    seeds = item_seeds(seed, "audio_questions", ids)
+    answers = model.answer_about_audio([item.wave for item, _ in asked], questions, seeds=seeds)
+    return {
+        "figures": _figures(
+            audio_question_accuracy=metrics.exact_match(references, answers),
+            audio_question_accuracy_commonest=metrics.exact_match(references, _commonest(questions, references)),
+        ),
+        "items": _rows(id=ids, question=questions, reference=references, answer=answers, seed=seeds),
+    }
+
+
+def _question(qa: Mapping[str, Any]) -> str:
+    """Worded as in training: the choices, where there are any, follow the question."""
+    return (
+        f"{qa['question']} Choose from: {', '.join(map(str, qa['choices']))}." if qa.get("choices") else qa["question"]
+    )
+
+
+def _commonest(questions: Sequence[str], answers: Sequence[str]) -> list[str]:
+    best = {}
+    for question in set(questions):
+        mine = [a for q, a in zip(questions, answers, strict=True) if q == question]
+        best[question] = min(set(mine), key=lambda a: (-mine.count(a), a))
+    return [best[question] for question in questions]
+
+
+def spoken_questions(
+    systems: Systems, model: SpeechModel, items: Sequence[Item], replies: Sequence[str], samples: Samples, seed: int
+) -> Part:
+    """Spoken questions answered in speech: the recogniser must hear exactly the reference answer."""
+    seeds = item_seeds(seed, "spoken_questions", _ids(items))
+    waves = model.answer_in_speech([item.wave for item in items], seeds=seeds)
+    heard = systems.judge.transcribe(waves)
+    files = samples.write("answer", _ids(items), waves)
+    return {
+        "figures": _figures(
+            spoken_question_accuracy=metrics.exact_match(replies, heard),
+            spoken_question_wer=metrics.word_error_rate(replies, heard),
+        ),
+        "items": _rows(
+            id=_ids(items), question=[i.text for i in items], reference=replies, heard=heard, seed=seeds, file=files
+        ),
+    }
+
+
+def conversion(
+    systems: Systems,
+    model: SpeechModel,
+    wanted: Sequence[Conversion],
+    root: str | os.PathLike[str],
+    samples: Samples,
+    seed: int,
+) -> Part:
+    """Few-shot conversion: content kept (word error rate), and nearer to the target than to the source (chance 0.5)."""
+
+    from mimo_jax.data.formats_pretraining import conversion_wording
+
+    def wave(record: Record) -> Wave:
+        return load_items([record], root, systems.sample_rate)[0].wave
+
+    ids = [f"{c.query.id}-to-{c.target.id}" for c in wanted]
+    seeds = item_seeds(seed, "conversion", ids)
+    requests = [
+        ConversionRequest(
+            conversion_wording(c.query, c.target),
+            tuple(Shot(wave(a), a.text or "", wave(b)) for a, b in c.shots),
+            wave(c.query),
+        )
+        for c in wanted
+    ]
+    targets = [wave(c.target) for c in wanted]
+    out = model.convert(requests, seeds=seeds)
+    heard = systems.judge.transcribe(out)
+    texts = [c.query.text or "" for c in wanted]
+    nearer = [
+        _nearer(c.kind, o, r.query, t, systems.sample_rate)
+        for c, o, r, t in zip(wanted, out, requests, targets, strict=True)
+    ]
+    by_kind = {kind: [n for c, n in zip(wanted, nearer, strict=True) if c.kind == kind] for kind in ("voice", "rate")}
+    files = samples.write("convert", ids, out)
+    return {
+        "figures": _figures(
+            conversion_wer=metrics.word_error_rate(texts, heard),
+            **{f"conversion_{k}_nearer_target": metrics.finite_mean(values) for k, values in by_kind.items()},
+        ),
+        "items": _rows(
+            id=ids, kind=[c.kind for c in wanted], reference=texts, heard=heard, nearer=nearer, seed=seeds, file=files
+        ),
+    }
+
+
+def _nearer(kind: str, output: Wave, source: Wave, target: Wave, sample_rate: int) -> float:
+    """1.0 if the output is nearer to the target than to the source: in length for rate, in spectrum for voice."""
+    if not len(output):
+        return 0.0
+    if kind == "rate":
+        distance = [abs(np.log(len(output) / len(other))) for other in (source, target)]
+    else:
+        spectra = [_average_spectrum(wave, sample_rate) for wave in (output, source, target)]
+        distance = [float(np.abs(spectra[0] - spectra[i]).mean()) for i in (1, 2)]
+    return float(distance[1] < distance[0])
+
+
+def _average_spectrum(wave: Wave, sample_rate: int) -> np.ndarray:
+    """Mean log-mel spectrum over time without its level: a crude but training-free signature of a voice."""
+    spectrum = metrics.log_mel_frames(np.asarray(wave, np.float64), sample_rate).mean(axis=0)
+    return spectrum - spectrum.mean()

@@ -1,0 +1,193 @@
+"""The evaluation of a trained chain: every figure of ``metrics.json``, part by part, resumable."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mimo_jax.data.manifest import Record
+from mimo_jax.evaluation import speech_parts
+from mimo_jax.evaluation.losses import Batch, PackedRows, held_out_losses
+from mimo_jax.evaluation.parts import Part, PartStore, write_json
+from mimo_jax.evaluation.selection import SECTIONS, Item, Section, conversions, load_items, select
+from mimo_jax.evaluation.systems import Systems
+
+METRICS_FILE = "metrics.json"
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class SuiteOptions:
+    """What is measured.
+
+    Attributes:
+        limit: items of the first section (core/validation, or user/validation for own data).
+        other_limit: items of every other section.
+        task_limit: items of each generative task beside transcription and speech (answers, conversion, continuation).
+        samples: WAV files written per task and section.
+        shots: example pairs of a conversion.
+        loss_batches: upper limit of held-out batches for the losses.
+        seed: of sampling and of the shuffled texts.
+        workers: processes for PESQ; None takes one per core.
+    """
+
+    limit: int = 200
+    other_limit: int = 60
+    task_limit: int = 40
+    samples: int = 6
+    shots: int = 3
+    loss_batches: int = 50
+    seed: int = 0
+    workers: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class HeldOutLosses:
+    """Named held-out mixtures for the losses; the first gives the top-level figures."""
+
+    evaluate: Callable[[Batch], Mapping[str, tuple[Any, Any]]]
+    sources: Mapping[str, PackedRows]
+    empty_token_id: int
+
+
+def evaluate_chain(
+    systems: Systems,
+    records: Sequence[Record],
+    root: str | os.PathLike[str],
+    out_dir: str | os.PathLike[str],
+    options: SuiteOptions = SuiteOptions(),
+    losses: HeldOutLosses | None = None,
+    identity: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """Measures everything the data allows and writes ``metrics.json``, ``parts/`` and ``samples/`` under ``out_dir``.
+
+    Args:
+        systems: codec, language model, recogniser.
+        records: the whole manifest (training records serve as shots); ``root`` is its folder.
+        out_dir: results; parts found there with the same settings are not computed again.
+        options: sizes and seed.
+        losses: held-out rows, if a language model is measured.
+        identity: what else decides the figures (checkpoints measured, corpus), stored beside them.
+
+    Returns:
+        The content of ``metrics.json``.
+
+    Raises:
+        ValueError: no held-out record with a text.
+    """
+    out_dir = Path(out_dir)
+    # The number of processes decides no figure: a resume on another machine keeps its parts.
+    decisive = {k: v for k, v in dataclasses.asdict(options).items() if k != "workers"}
+    settings = decisive | {"identity": dict(identity or {})}
+    store = PartStore(out_dir / "parts", settings)
+    present = [section for section in SECTIONS if select(records, section, 1)]
+    if not present:
+        raise ValueError(
+            f"{root}: no held-out record with a text; give some records of the manifest the split `validation`"
+        )
+    result: dict[str, Any] = {"settings": settings, "sections": {}}
+    for number, section in enumerate(present):
+        limit = options.limit if number == 0 else options.other_limit
+        parts = _measure_section(systems, records, root, section, limit, out_dir, options, store)
+        result["sections"][section.name] = {k: v for part in parts.values() for k, v in part["figures"].items()}
+    if losses is not None:
+        result["losses"] = {
+            name: store.get(
+                f"losses/{name}",
+                lambda source=source: held_out_losses(
+                    losses.evaluate, source, losses.empty_token_id, options.loss_batches
+                ),
+            )["figures"]
+            for name, source in losses.sources.items()
+        }
+    result = _top_level(result, present[0]) | result
+    write_json(out_dir / METRICS_FILE, result)
+    return result
+
+
+def _top_level(result: dict[str, Any], first: Section) -> dict[str, Any]:
+    """The named figures as plain numbers, and where they come from."""
+    figures = {name: estimate["value"] for name, estimate in result["sections"][first.name].items()}
+    for held_out in list(result.get("losses", {}).values())[:1]:
+        figures |= held_out
+    return {"section": first.name} | figures
+
+
+def _measure_section(
+    systems: Systems,
+    records: Sequence[Record],
+    root: str | os.PathLike[str],
+    section: Section,
+    limit: int,
+    out_dir: Path,
+    options: SuiteOptions,
+    store: PartStore,
+) -> dict[str, Part]:
+    """All parts of one section; a part whose material the section lacks is left out."""
+    items = load_items(select(records, section, limit), root, systems.sample_rate)
+    if not items:
+        logger.warning("%s: none of its recordings can be read; no figures", section.name)
+        return {}
+    samples = speech_parts.Samples(out_dir / "samples" / section.name, systems.sample_rate, options.samples)
+    parts: dict[str, Part] = {}
+
+    def part(name: str, compute: Callable[[], Part]) -> None:
+        logger.info("evaluating %s, %s", section.name, name)
+        parts[name] = store.get(f"{section.name}/{name}", compute)
+
+    part("original", lambda: speech_parts.original(systems, items, samples))
+    part("reconstruction", lambda: speech_parts.reconstruction(systems, items, samples, options.workers))
+    if systems.model is not None:
+        for name, compute in _model_parts(systems, records, root, section, items, samples, options).items():
+            part(name, compute)
+    return parts
+
+
+def _model_parts(
+    systems: Systems,
+    records: Sequence[Record],
+    root: str | os.PathLike[str],
+    section: Section,
+    items: Sequence[Item],
+    samples: speech_parts.Samples,
+    options: SuiteOptions,
+) -> dict[str, Callable[[], Part]]:
+    model, seed, few = systems.model, options.seed, options.task_limit
+    assert model is not None
+    parts: dict[str, Callable[[], Part]] = {
+        "transcription": lambda: speech_parts.transcription(model, items, seed),
+        "speech": lambda: speech_parts.speech(systems, model, items, samples, seed),
+        "continuation": lambda: speech_parts.continuation(systems, model, items[: options.samples], samples, seed),
+    }
+    everything = select(records, section, len(records))
+    asked = [record for record in everything if record.qa][:few]
+    if asked:
+        parts["audio_questions"] = lambda: speech_parts.audio_questions(
+            model, load_items(asked, root, systems.sample_rate), few, seed
+        )
+    texts = {record.id: record.text for record in records}
+    answered = [record for record in everything if record.reply and texts.get(record.reply)][:few]
+    if answered:
+        parts["spoken_questions"] = lambda: _spoken_questions(systems, answered, texts, root, samples, seed)
+    wanted = conversions(records, section, options.shots, few)
+    if wanted:
+        parts["conversion"] = lambda: speech_parts.conversion(systems, model, wanted, root, samples, seed)
+    return parts
+
+
+def _spoken_questions(
+    systems: Systems,
+    answered: Sequence[Record],
+    texts: Mapping[str, str | None],
+    root: str | os.PathLike[str],
+    samples: speech_parts.Samples,
+    seed: int,
+) -> Part:
+    assert systems.model is not None
+    questions = load_items(answered, root, systems.sample_rate)
+    replies = [texts[item.record.reply or ""] or "" for item in questions]
+    return speech_parts.spoken_questions(systems, systems.model, questions, replies, samples, seed)

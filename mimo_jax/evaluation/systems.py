@@ -1,0 +1,98 @@
+"""What the suite needs of the systems it measures, as protocols; and loading the exported folders behind them."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+from mimo_jax.evaluation.judge import Judge
+
+Wave = np.ndarray  # mono float32 [samples] at 24 kHz
+
+
+@dataclasses.dataclass(frozen=True)
+class Shot:
+    """One example of a conversion: source wave, its transcript said again by the target wave."""
+
+    source: Wave
+    text: str
+    target: Wave
+
+
+@dataclasses.dataclass(frozen=True)
+class ConversionRequest:
+    """A conversion shown by examples."""
+
+    instruction: str
+    shots: tuple[Shot, ...]
+    query: Wave
+
+
+class Codec(Protocol):
+    """The audio tokenizer in use."""
+
+    def encode(self, waves: Sequence[Wave]) -> list[np.ndarray]:
+        """Codes int [frames, codebooks] of each wave."""
+        ...
+
+    def decode(self, codes: Sequence[np.ndarray]) -> list[Wave]:
+        """Waves of codes."""
+        ...
+
+
+class SpeechModel(Protocol):
+    """The language model in use. Requests are batched inside; request i draws from ``seeds[i]`` alone."""
+
+    def asr(self, waves: Sequence[Wave], *, seeds: Sequence[int]) -> list[str]:
+        """Transcripts."""
+        ...
+
+    def tts(self, texts: Sequence[str], *, seeds: Sequence[int]) -> list[Wave]:
+        """Speech of texts."""
+        ...
+
+    def continue_speech(self, waves: Sequence[Wave], *, seeds: Sequence[int]) -> list[Wave]:
+        """What follows each prompt, without the prompt."""
+        ...
+
+    def convert(self, requests: Sequence[ConversionRequest], *, seeds: Sequence[int]) -> list[Wave]:
+        """Few-shot speech-to-speech conversion."""
+        ...
+
+    def answer_about_audio(self, waves: Sequence[Wave], questions: Sequence[str], *, seeds: Sequence[int]) -> list[str]:
+        """Text answers to questions about recordings."""
+        ...
+
+    def answer_in_speech(self, waves: Sequence[Wave], *, seeds: Sequence[int]) -> list[Wave]:
+        """Spoken answers to spoken questions."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Systems:
+    """Everything under test, and the judge. ``model`` is None when only the tokenizer is measured."""
+
+    judge: Judge
+    codec: Codec
+    model: SpeechModel | None
+    sample_rate: int = 24_000
+
+
+def load_systems(
+    recogniser_dir: str | os.PathLike[str], tokenizer_dir: str | os.PathLike[str], lm_dir: str | os.PathLike[str] | None
+) -> Systems:
+    """Loads the recogniser and the exported folders.
+
+    Raises:
+      FileNotFoundError: a folder is not what it should be.
+    """
+    from mimo_jax.evaluation.adapters import ReleasedCodec, ReleasedModel
+    from mimo_jax.evaluation.judge import CtcJudge
+
+    judge = CtcJudge.load(recogniser_dir)
+    codec = ReleasedCodec(tokenizer_dir)
+    return Systems(judge, codec, ReleasedModel(lm_dir, tokenizer_dir) if lm_dir else None, judge.config.sample_rate)
