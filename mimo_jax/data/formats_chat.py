@@ -68,7 +68,7 @@ def _plan_instructed(material: Material, options: FormatOptions) -> list[Item]:
     return [with_voice(material, item, item.records[0], options) for item in found]
 
 
-_STYLE_FACTS = ("gender", "accent", "rate", "pitch", "volume", "style")
+_STYLE_FACTS = ("gender", "accent", "rate", "pitch", "volume", "intonation", "style")
 
 
 def style_thought(record: Record, style: str) -> str:

@@ -110,35 +110,51 @@ def _build_interleaved(item: Item, codes: Codes, options: FormatOptions) -> list
     return pretraining_example("interleaved", [], answer, options)
 
 
-_COMPARED = ("rate", "pitch", "volume", "style", "accent", "noise")
+_MANNERS = ("rate", "pitch", "volume", "intonation", "style")
 
 
 def _manner(record: Record) -> dict[str, str]:
-    """Speaker and manner of a recording, the things a conversion can change."""
-    return {"speaker": str(record.speaker)} | {k: str(record.attributes.get(k)) for k in _COMPARED}
+    """How a recording is spoken: what a conversion within one voice can change."""
+    return {name: str(record.attributes[name]) for name in _MANNERS if name in record.attributes}
+
+
+def _changed(source: Record, target: Record) -> dict[str, str]:
+    before, after = _manner(source), _manner(target)
+    return {name: after[name] for name in after if after[name] != before.get(name)}
 
 
 def conversion_wording(source: Record, target: Record) -> str:
     """The instruction that leads from one recording to another of the same words."""
     if source.clean == target.id:
         return "Remove the noise from the speech."
-    before, after = _manner(source), _manner(target)
-    changed = [k for k in after if after[k] != before[k]]
-    if "speaker" in changed:
+    if source.speaker != target.speaker:
         return "Convert the timbre of the speech to the voice shown."
-    return "Say it with " + " and ".join(f"{k} {after[k]}" for k in changed) + "."
+    return f"Say it with {' and '.join(f'{name} {value}' for name, value in _changed(source, target).items())}."
+
+
+def _conversion_key(source: Record, target: Record) -> str | None:
+    """What the shots and the query of one example have in common; None for a pair that shows nothing.
+
+    Any voice may be turned into the shown one; within a voice, any speaker may show a change of manner.
+    """
+    if source.clean == target.id:
+        return "denoise"
+    if source.speaker != target.speaker:
+        return f"voice {target.speaker} {sorted(_manner(target).items())}"
+    changed = _changed(source, target)
+    before = _manner(source)
+    return f"manner {[(name, before.get(name), value) for name, value in changed.items()]}" if changed else None
 
 
 def _conversion_pairs(material: Material) -> dict[str, list[tuple[Record, Record]]]:
-    """Pairs (source, target) by what happens between them: shots and query of one example share that key."""
+    """Pairs (source, target) by their key."""
+    noisy = [(r, material.by_id[r.clean]) for r in material.spoken if r.clean in material.by_id]
+    clean = [[r for r in group if r.clean is None] for group in material.parallel.values()]
+    alike = [pair for group in clean for pair in itertools.permutations(group, 2)]
     pairs: dict[str, list[tuple[Record, Record]]] = {}
-    for record in material.spoken:
-        clean = material.by_id.get(record.clean or "")
-        if clean is not None and clean.text:
-            pairs.setdefault("denoise", []).append((record, clean))
-    for group in material.parallel.values():
-        for source, target in itertools.permutations([r for r in group if r.clean is None], 2):
-            key = f"{sorted(_manner(source).items())} > {sorted(_manner(target).items())}"
+    for source, target in [*noisy, *alike]:
+        key = _conversion_key(source, target)
+        if key is not None and target.text:
             pairs.setdefault(key, []).append((source, target))
     return pairs
 

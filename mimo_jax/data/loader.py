@@ -138,16 +138,16 @@ class PackedSource:
     def _locate(self, step: int, rows: np.ndarray) -> list[tuple[int, int]]:
         """(task number, packed row, or -1 behind the end) of the given rows of a step."""
         tasks, before = self._schedule.rows(step * self._batch_size + rows)
-        located = []
-        for task, number in zip(tasks.tolist(), before.tolist(), strict=True):
-            size = self._rows[task].num_rows
-            epoch, place = divmod(number, size)
+        sizes = np.asarray([r.num_rows for r in self._rows])[tasks]
+        epochs, places = np.divmod(before, sizes)
+        packed = np.full(len(rows), -1, np.int64)
+        for task, epoch in sorted(set(zip(tasks.tolist(), epochs.tolist(), strict=True))):
             if epoch and not self._repeat:
-                located.append((task, -1))
                 continue
+            here = (tasks == task) & (epochs == epoch)
             key = key_of(self._seed, self._task_keys[task], epoch)
-            located.append((task, int(permute(np.asarray(place), size, key))))
-        return located
+            packed[here] = permute(places[here], self._rows[task].num_rows, key)
+        return list(zip(tasks.tolist(), packed.tolist(), strict=True))
 
     def token_counts(self, step: int) -> tuple[int, int]:
         """(text, audio) positions of the whole global batch of a step, from the packing plan alone."""

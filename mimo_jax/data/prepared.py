@@ -64,13 +64,10 @@ class Prepared:
 
     def rows(self, task: str, split: str, context: int) -> packing.Rows:
         """The packing plan of a task and split; made and kept when this context length was not prepared ahead."""
-        path = self.folder / "rows" / f"{task}-{split}-{context}.npz"
-        if not path.is_file():
-            write_rows(self.folder, task, split, context, self.layout.special.empty)
-        return packing.load_rows(path)
+        return planned_rows(self.folder, task, split, context, self.layout.special.empty)
 
 
-def write_rows(
+def planned_rows(
     folder: pathlib.Path,
     task: str,
     split: str,
@@ -78,7 +75,13 @@ def write_rows(
     empty: int,
     overlong: packing.Overlong = "split",
 ) -> packing.Rows:
-    """Plan and write the rows of a task and split for one context length; ``empty`` is the id of ``<|empty|>``."""
+    """The rows of a task and split for one context length, planned and written if they are not there.
+
+    ``empty`` is the id of ``<|empty|>``.
+    """
+    path = folder / "rows" / f"{task}-{split}-{context}.npz"
+    if path.is_file():
+        return packing.load_rows(path)
     examples = folder / "examples" / task
     reader = RecordReader(sorted(examples.glob(f"{split}-*.array_record")))
 
@@ -87,5 +90,5 @@ def write_rows(
         return example.borders, example.text == empty
 
     rows = packing.plan_rows(np.load(examples / f"{split}-lengths.npy"), context, overlong=overlong, read=read)
-    packing.save_rows(folder / "rows" / f"{task}-{split}-{context}.npz", rows)
+    packing.save_rows(path, rows)
     return rows
