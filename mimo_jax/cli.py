@@ -1,0 +1,136 @@
+"""Command line of the main files: gin files and bindings with t5x's flag habits, and one clear line per mistake.
+
+    python -m mimo_jax.train --gin_file=gin/runs/A.gin --gin_file=B.gin --gin.MODEL_DIR="'/tmp/run'" --gin.train.seed=1
+
+Strings may be given with or without their inner quotes (`--gin.MODEL_DIR=/tmp/run`).
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util  # noqa: F401  (gin uses it without importing it)
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+_GIN_PREFIX = "--gin."
+
+
+class UserError(Exception):
+    """A mistake in the input: its message names the file or value and what to do; shown without a traceback."""
+
+
+def default_search_paths() -> list[str]:
+    """Where gin files are looked for: the working folder, the repository's root and its `gin/`."""
+    root = Path(__file__).resolve().parent.parent
+    return [os.getcwd(), str(root), str(root / "gin")]
+
+
+def rewrite_gin_arguments(argv: Sequence[str]) -> list[str]:
+    """Turns `--gin.NAME=value` into `--gin_bindings=NAME = value`, quoting values that are no Python or gin literal."""
+    rewritten = []
+    for argument in argv:
+        if not argument.startswith(_GIN_PREFIX):
+            rewritten.append(argument)
+            continue
+        name, separator, value = argument[len(_GIN_PREFIX) :].partition("=")
+        if not separator:
+            raise UserError(f"{argument}: write --gin.NAME=VALUE")
+        rewritten.append(f"--gin_bindings={name} = {_as_gin_value(value)}")
+    return rewritten
+
+
+def _as_gin_value(value: str) -> str:
+    if value[:1] in "@%":
+        return value
+    try:
+        ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return repr(value)
+    return value
+
+
+def parse_gin(files: Sequence[str], bindings: Sequence[str], search_paths: Sequence[str] = ()) -> None:
+    """Parses gin files, then bindings.
+
+    Raises:
+      UserError: a missing file, a syntax error, an unknown parameter or macro, a required value left open.
+    """
+    import gin
+
+    for path in [*search_paths, *default_search_paths()]:
+        gin.add_config_file_search_path(path)
+    for file in files:
+        _find(file, [*search_paths, *default_search_paths()])
+    try:
+        for file in files:
+            gin.parse_config_file(file)
+        for binding in bindings:
+            _check_macro(binding)
+        gin.parse_config("\n".join(bindings))
+        gin.finalize()
+    except (ValueError, AttributeError, ImportError, SyntaxError, OSError, NameError) as error:
+        raise UserError(f"gin: {_one_line(error)}") from error
+
+
+def _find(file: str, search_paths: Sequence[str]) -> None:
+    candidates = [Path(file)] if Path(file).is_absolute() else [Path(path) / file for path in search_paths]
+    if not any(candidate.is_file() for candidate in candidates):
+        raise UserError(f"--gin_file={file}: no such file (looked in {', '.join(search_paths)})")
+
+
+def _check_macro(binding: str) -> None:
+    """A macro set on the command line must exist in the files: gin itself lets a misspelt one pass unused."""
+    import gin
+
+    name = binding.partition("=")[0].strip()
+    if "." in name or "/" in name:
+        return
+    try:
+        gin.query_parameter(f"%{name}")
+    except ValueError as error:
+        raise UserError(f"--gin.{name}: no gin file of this run defines the macro {name}") from error
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
+
+
+def run(function: Callable[..., Any]) -> None:
+    """Parses the command line and calls `function` with its gin bindings. Exits with code 2 on a user's mistake."""
+    from absl import app, flags, logging
+
+    flags.DEFINE_multi_string("gin_file", [], "gin file; may be given several times, later ones override.")
+    flags.DEFINE_multi_string("gin_bindings", [], "one gin binding; --gin.NAME=VALUE is the short form.")
+    flags.DEFINE_list("gin_search_paths", [], "comma-separated folders in which gin files are looked for first.")
+    flags.DEFINE_bool("traceback", False, "show the traceback of a user error too.")
+
+    def main(argv: Sequence[str]) -> None:
+        if argv[1:]:
+            raise UserError(f"unexpected argument {argv[1]!r}; every option starts with --")
+        logging.set_verbosity(logging.INFO)
+        import gin
+
+        parse_gin(flags.FLAGS.gin_file, flags.FLAGS.gin_bindings, flags.FLAGS.gin_search_paths)
+        gin.get_configurable(function)()
+
+    try:
+        arguments = rewrite_gin_arguments(sys.argv)
+        app.run(lambda argv: _guarded(main, argv), argv=arguments)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _guarded(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> None:
+    from absl import flags
+
+    try:
+        main(argv)
+    except UserError as error:
+        if flags.FLAGS.traceback:
+            raise
+        print(f"error: {_one_line(error)}", file=sys.stderr)
+        sys.exit(2)

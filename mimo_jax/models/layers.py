@@ -1,0 +1,231 @@
+"""Layers that every model of the package is made of: linear maps, norms, rotary positions, attention.
+
+Arrays keep the order [batch, time, heads, head_dim]. Parameters carry logical axis names (`embed`, `heads`, `mlp`, ...)
+that `mimo_jax.parallel` maps to mesh axes. Reductions that decide numerics (softmax, norms) are computed in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+Array = jax.Array
+Dtype = jnp.dtype | str
+Initializer = Callable[..., Array]
+
+NO_LIMIT = (-1, -1)
+
+
+class Linear(nn.Module):
+    """`x @ kernel + bias` over the last axis. kernel [in, features]; logical axes `axes` = (in, out)."""
+
+    features: int
+    axes: tuple[str | None, str | None]
+    use_bias: bool = False
+    dtype: Dtype = jnp.float32
+    param_dtype: Dtype = jnp.float32
+    kernel_init: Initializer = nn.initializers.normal(0.02)
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        kernel = self.param(
+            "kernel",
+            nn.with_logical_partitioning(self.kernel_init, self.axes),
+            (x.shape[-1], self.features),
+            jnp.dtype(self.param_dtype),
+        )
+        y = x.astype(self.dtype) @ kernel.astype(self.dtype)
+        if self.use_bias:
+            bias = self.param(
+                "bias",
+                nn.with_logical_partitioning(nn.initializers.zeros, (self.axes[1],)),
+                (self.features,),
+                jnp.dtype(self.param_dtype),
+            )
+            y = y + bias.astype(self.dtype)
+        return y
+
+
+class Norm(nn.Module):
+    """RMSNorm (`kind="RMSNorm"`, scale only) or LayerNorm (scale and bias) over the last axis, in float32."""
+
+    kind: str = "RMSNorm"
+    eps: float = 1e-6
+    dtype: Dtype = jnp.float32
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        if self.kind not in ("RMSNorm", "LayerNorm"):
+            raise ValueError(f"unknown norm {self.kind!r}: use 'RMSNorm' or 'LayerNorm'")
+        features = x.shape[-1]
+        y = x.astype(jnp.float32)
+        scale = self.param(
+            "scale",
+            nn.with_logical_partitioning(nn.initializers.ones, ("norm",)),
+            (features,),
+            jnp.dtype(self.param_dtype),
+        )
+        if self.kind == "LayerNorm":
+            y = y - y.mean(axis=-1, keepdims=True)
+        y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.eps)
+        y = y * scale.astype(jnp.float32)
+        if self.kind == "LayerNorm":
+            bias = self.param(
+                "bias",
+                nn.with_logical_partitioning(nn.initializers.zeros, ("norm",)),
+                (features,),
+                jnp.dtype(self.param_dtype),
+            )
+            y = y + bias.astype(jnp.float32)
+        return y.astype(self.dtype)
+
+
+def unbox(tree: Any) -> Any:
+    """The tree's arrays without their logical axis names; unlike `nn.unbox` it constrains no sharding."""
+    return jax.tree.map(
+        lambda x: x.value if isinstance(x, nn.Partitioned) else x, tree, is_leaf=lambda x: isinstance(x, nn.Partitioned)
+    )
+
+
+def apply_rope(x: Array, positions: Array, theta: float) -> Array:
+    """Rotary position embedding in half-rotation pairing: dimension i turns with dimension i + head_dim / 2.
+
+    Args:
+      x: [B, T, heads, head_dim] queries or keys.
+      positions: [B, T] integer positions (broadcastable over B).
+      theta: base of the geometric series of frequencies.
+    """
+    half = x.shape[-1] // 2
+    frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    angle = positions[..., None].astype(jnp.float32) * frequency
+    cos, sin = jnp.cos(angle)[..., None, :], jnp.sin(angle)[..., None, :]
+    first, second = x[..., :half].astype(jnp.float32), x[..., half:].astype(jnp.float32)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+
+
+def attention_mask(
+    query_positions: Array,
+    key_positions: Array,
+    *,
+    causal: bool,
+    window: Sequence[int] = NO_LIMIT,
+    query_segments: Array | None = None,
+    key_segments: Array | None = None,
+) -> Array | None:
+    """Which key each query sees, [B, 1, T, S] bool, or None if every query sees every key.
+
+    Query i sees key j when `i - left <= j <= i + right` (window = (left, right), -1 = no limit; causal makes right 0)
+    and both have the same segment id. Segment id 0 marks padding, which no valid query sees.
+    """
+    left, right = window
+    if causal:
+        right = 0
+    difference = key_positions[..., None, :] - query_positions[..., :, None]
+    mask = None
+    for limit in ([difference >= -left] if left >= 0 else []) + ([difference <= right] if right >= 0 else []):
+        mask = limit if mask is None else mask & limit
+    if query_segments is not None and key_segments is not None:
+        same = query_segments[..., :, None] == key_segments[..., None, :]
+        mask = same if mask is None else mask & same
+    return None if mask is None else mask[..., None, :, :]
+
+
+def attention(
+    query: Array, key: Array, value: Array, mask: Array | None = None, *, implementation: str = "xla"
+) -> Array:
+    """Softmax attention scaled by 1 / sqrt(head_dim), softmax in float32, grouped key/value heads.
+
+    Args:
+      query: [B, T, heads, head_dim].
+      key, value: [B, S, kv_heads, head_dim]; heads is a multiple of kv_heads, query head h reads kv head
+        h // (heads / kv_heads).
+      mask: [B or 1, 1, T, S] bool, True = visible.
+      implementation: "xla" (any device) or "cudnn" (NVIDIA GPU, bfloat16 or float16).
+    """
+    return jax.nn.dot_product_attention(query, key, value, mask=mask, implementation=implementation)  # type: ignore[arg-type]
+
+
+class Attention(nn.Module):
+    """Multi-head attention with rotary positions and an optional key/value cache.
+
+    Biases follow the published models: the LM's transformers have them on q, k, v and not on the output
+    (`bias=("q", "k", "v")`), the audio tokenizer has them on q, v and the output (`("q", "v", "out")`).
+    """
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    bias: tuple[str, ...] = ("q", "k", "v")
+    rope_theta: float = 10000.0
+    dtype: Dtype = jnp.float32
+    param_dtype: Dtype = jnp.float32
+    kernel_init: Initializer = nn.initializers.normal(0.02)
+    implementation: str = "xla"
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Array,
+        positions: Array,
+        mask: Array | None,
+        cache: tuple[Array, Array] | None = None,
+    ) -> tuple[Array, tuple[Array, Array] | None]:
+        """x [B, T, D], positions [B, T], mask [B, 1, T, S]; cache (keys, values) each [B, S, kv_heads, head_dim].
+
+        With a cache, the new keys and values are written at slot = position and attention runs over the whole cache,
+        so that a right-padded prompt and ragged batches need nothing but the mask (S slots).
+        """
+
+        def project(name: str, heads: int) -> Array:
+            y = Linear(
+                heads * self.head_dim,
+                axes=("embed", "heads" if name == "q" else "kv_heads"),
+                use_bias=name in self.bias,
+                dtype=self.dtype,
+                param_dtype=self.param_dtype,
+                kernel_init=self.kernel_init,
+                name=f"{name}_proj",
+            )(x)
+            return y.reshape(*x.shape[:2], heads, self.head_dim)
+
+        query = apply_rope(project("q", self.num_heads), positions, self.rope_theta)
+        key = apply_rope(project("k", self.num_kv_heads), positions, self.rope_theta)
+        value = project("v", self.num_kv_heads)
+        if cache is not None:
+            rows = jnp.arange(x.shape[0])[:, None]
+            slots = jnp.broadcast_to(positions, x.shape[:2])
+            cache = (
+                cache[0].at[rows, slots].set(key.astype(cache[0].dtype)),
+                cache[1].at[rows, slots].set(value.astype(cache[1].dtype)),
+            )
+            key, value = cache[0].astype(query.dtype), cache[1].astype(query.dtype)
+        y = attention(query, key, value, mask, implementation=self.implementation)
+        y = Linear(
+            x.shape[-1],
+            axes=("heads", "embed"),
+            use_bias="out" in self.bias,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            kernel_init=self.kernel_init,
+            name="out_proj",
+        )(y.reshape(*x.shape[:2], self.num_heads * self.head_dim))
+        return y, cache
+
+
+def remat(module: type[nn.Module], policy: str) -> type[nn.Module]:
+    """`module` with rematerialisation: "none", "full" (recompute all), "dots" (keep matrix products)."""
+    if policy == "none":
+        return module
+    policies = {
+        "full": jax.checkpoint_policies.nothing_saveable,
+        "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    }
+    if policy not in policies:
+        raise ValueError(f"unknown remat policy {policy!r}: use 'none', {', '.join(map(repr, policies))}")
+    # scan already separates the iterations: preventing common subexpression elimination again only costs time.
+    return nn.remat(module, policy=policies[policy], prevent_cse=False)

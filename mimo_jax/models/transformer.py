@@ -1,0 +1,148 @@
+"""The Qwen2-style Transformer that the LLM, the patch encoder and the patch decoder share.
+
+Pre-norm blocks of grouped-query attention (q/k/v with bias) and SwiGLU, RMSNorm, half-rotation RoPE; layers are stacked
+on a leading axis and scanned, so compile time and the parameter tree do not grow with depth.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from mimo_jax.models import layers
+
+Array = jax.Array
+# Keys and values of every layer: each [layers, B, slots, kv_heads, head_dim].
+Cache = tuple[Array, Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Compute:
+    """How a model is computed, apart from what it computes.
+
+    Attributes:
+      dtype: of activations and matrix products.
+      param_dtype: of stored parameters.
+      remat: rematerialisation policy of a layer, see `layers.remat`.
+      attention: attention implementation, see `layers.attention`.
+    """
+
+    dtype: str = "float32"
+    param_dtype: str = "float32"
+    remat: str = "none"
+    attention: str = "xla"
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformerConfig:
+    """Shape of one Transformer stack (arXiv 2512.23808, Table 2)."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    rope_theta: float
+    rms_norm_eps: float
+    causal: bool
+    initializer_range: float = 0.02
+
+
+class Block(nn.Module):
+    """One layer: attention and SwiGLU MLP, each behind an RMSNorm with a residual."""
+
+    config: TransformerConfig
+    compute: Compute
+    return_output: bool = False
+
+    @nn.compact
+    def __call__(
+        self, x: Array, layer_cache: tuple[Array, Array] | None, positions: Array, mask: Array | None
+    ) -> tuple[Array, tuple[Array | None, tuple[Array, Array] | None]]:
+        config, dtypes = self.config, {"dtype": self.compute.dtype, "param_dtype": self.compute.param_dtype}
+        init = nn.initializers.normal(config.initializer_range)
+        x = nn.with_logical_constraint(x, ("batch", "length", "activation_embed"))
+
+        h = layers.Norm("RMSNorm", config.rms_norm_eps, name="input_norm", **dtypes)(x)
+        h, layer_cache = layers.Attention(
+            num_heads=config.num_heads,
+            num_kv_heads=config.num_kv_heads,
+            head_dim=config.head_dim,
+            rope_theta=config.rope_theta,
+            kernel_init=init,
+            implementation=self.compute.attention,
+            name="attention",
+            **dtypes,
+        )(h, positions, mask, layer_cache)
+        x = x + h
+
+        h = layers.Norm("RMSNorm", config.rms_norm_eps, name="post_attention_norm", **dtypes)(x)
+        wide = {"features": config.intermediate_size, "axes": ("embed", "mlp"), "kernel_init": init, **dtypes}
+        h = nn.silu(layers.Linear(name="gate_proj", **wide)(h)) * layers.Linear(name="up_proj", **wide)(h)
+        h = layers.Linear(config.hidden_size, ("mlp", "embed"), kernel_init=init, name="down_proj", **dtypes)(h)
+        x = x + h
+        return x, (x if self.return_output else None, layer_cache)
+
+
+class Transformer(nn.Module):
+    """Stack of `Block`s and a final RMSNorm."""
+
+    config: TransformerConfig
+    compute: Compute = Compute()
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Array,
+        positions: Array,
+        segment_ids: Array | None = None,
+        cache: Cache | None = None,
+        return_layers: bool = False,
+    ) -> tuple[Array, Cache | Array | None]:
+        """Runs the stack.
+
+        Args:
+          x: [B, T, hidden_size] input embeddings.
+          positions: [B, T] (or [1, T]) positions, restarting in every segment.
+          segment_ids: [B, T], 0 = padding; None = one segment a row.
+          cache: with it, slot = position and each query sees the slots up to its own position.
+          return_layers: also return each layer's output [layers, B, T, hidden_size] (for tests and probes).
+
+        Returns:
+          (hidden [B, T, hidden_size] after the final norm, the updated cache, or the layers' outputs, or None).
+        """
+        config = self.config
+        if cache is not None:
+            slots = jnp.arange(cache[0].shape[2])[None, :]
+            mask = layers.attention_mask(positions, slots, causal=True)
+        else:
+            # Inside a row, order is what counts: positions restart per segment, so the index is the position to compare.
+            index = jnp.arange(x.shape[1])[None, :]
+            mask = layers.attention_mask(
+                index, index, causal=config.causal, query_segments=segment_ids, key_segments=segment_ids
+            )
+        block = layers.remat(Block, self.compute.remat)
+        stack = nn.scan(
+            block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=(0, nn.broadcast, nn.broadcast),
+            out_axes=0,
+            length=config.num_layers,
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )(config, self.compute, return_layers, name="layers")
+        x, (outputs, cache) = stack(x.astype(self.compute.dtype), cache, positions, mask)
+        x = layers.Norm(
+            "RMSNorm", config.rms_norm_eps, self.compute.dtype, self.compute.param_dtype, name="final_norm"
+        )(x)
+        return x, (outputs if return_layers else cache)
+
+
+def init_cache(config: TransformerConfig, batch: int, slots: int, dtype: str = "float32") -> Cache:
+    """Empty key/value cache of `slots` positions for `batch` sequences."""
+    shape = (config.num_layers, batch, slots, config.num_kv_heads, config.head_dim)
+    return jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)

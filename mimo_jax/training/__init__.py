@@ -1,0 +1,1 @@
+"""State, optimiser, schedule, checkpoints, metrics and the loop that every stage shares."""

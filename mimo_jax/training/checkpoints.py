@@ -1,0 +1,142 @@
+"""Checkpoints: the only user of orbax. A checkpoint is (state, counters, configuration text), written atomically.
+
+Layout: `MODEL_DIR/checkpoints/<step>/{state,meta}`. A damaged or half-written checkpoint is reported and the one before
+it is used.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from absl import logging
+
+from mimo_jax.cli import UserError
+
+FOLDER = "checkpoints"
+
+
+@dataclasses.dataclass(frozen=True)
+class Meta:
+    """What a checkpoint holds beside arrays.
+
+    Attributes:
+      step: optimiser steps done.
+      text_tokens, audio_tokens: positions seen in this stage (exact, unbounded).
+      finished: the stage's budget is spent.
+      config: the resolved gin text.
+    """
+
+    step: int
+    text_tokens: int = 0
+    audio_tokens: int = 0
+    finished: bool = False
+    config: str = ""
+
+
+class Checkpoints:
+    """Saves and restores one run's checkpoints."""
+
+    def __init__(self, model_dir: str | Path, keep: int = 2, asynchronous: bool = True):
+        self._folder = Path(model_dir).absolute() / FOLDER
+        self._manager = ocp.CheckpointManager(
+            self._folder,
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=keep, enable_async_checkpointing=asynchronous, cleanup_tmp_directories=True
+            ),
+            item_names=("state", "meta"),
+        )
+
+    def save(self, state: Any, meta: Meta) -> None:
+        """Starts saving; returns once the arrays are copied. Saving the same step twice is an error of the caller."""
+        self._manager.save(
+            meta.step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(dataclasses.asdict(meta))
+            ),
+        )
+
+    def restore_latest(self, abstract_state: Any) -> tuple[Any, Meta] | None:
+        """The newest readable checkpoint, straight into the shardings of `abstract_state`; None if there is none.
+
+        Args:
+          abstract_state: tree of jax.ShapeDtypeStruct with shardings.
+        """
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                restored = self._manager.restore(
+                    step,
+                    args=ocp.args.Composite(
+                        state=ocp.args.StandardRestore(abstract_state), meta=ocp.args.JsonRestore()
+                    ),
+                )
+                return restored["state"], Meta(**restored["meta"])
+            except Exception as error:  # any failure of the reader means this checkpoint is unusable
+                logging.warning(
+                    "checkpoint %s cannot be read (%s); trying the one before it", self._folder / str(step), error
+                )
+                self._set_aside(step)
+        return None
+
+    def _set_aside(self, step: int) -> None:
+        # Under another name it can be looked at, and the step can be saved again.
+        source = self._folder / str(step)
+        source.rename(self._folder.parent / f"damaged_checkpoint_{step}")
+        self._manager.reload()
+
+    def wait(self) -> None:
+        """Blocks until the last save is on disk."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        self._manager.close()
+
+
+def latest_step(model_dir: str | Path) -> int | None:
+    """Step of the newest complete checkpoint of a run, None if there is none."""
+    folder = Path(model_dir).absolute() / FOLDER
+    steps = [int(path.name) for path in folder.glob("[0-9]*") if path.name.isdigit()] if folder.is_dir() else []
+    return max(steps, default=None)
+
+
+def load_meta(model_dir: str | Path) -> Meta | None:
+    """Meta of the newest checkpoint, without reading arrays."""
+    step = latest_step(model_dir)
+    if step is None:
+        return None
+    return Meta(**json.loads((Path(model_dir).absolute() / FOLDER / str(step) / "meta" / "metadata").read_text()))
+
+
+def load_params(model_dir: str | Path) -> tuple[Any, Any, Meta]:
+    """(params, mutable, meta) of a run's newest checkpoint as host arrays, whatever mesh wrote it.
+
+    Only these two trees are read, not the optimiser state.
+
+    Raises:
+      UserError: no checkpoint there.
+    """
+    step = latest_step(model_dir)
+    if step is None:
+        raise UserError(f"{model_dir}: no checkpoint in it; train this stage first, or correct the path")
+    path = Path(model_dir).absolute() / FOLDER / str(step)
+    with ocp.PyTreeCheckpointer() as reader:
+        stored = reader.metadata(path / "state").item_metadata.tree
+        wanted = {name: stored[name] for name in ("params", "mutable") if stored.get(name)}
+        host = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        restored = reader.restore(
+            path / "state",
+            args=ocp.args.PyTreeRestore(
+                item=wanted,
+                restore_args=jax.tree.map(lambda _: ocp.ArrayRestoreArgs(sharding=host), wanted),
+                partial_restore=True,
+            ),
+        )
+    return (
+        restored["params"],
+        restored.get("mutable") or {},
+        Meta(**json.loads((path / "meta" / "metadata").read_text())),
+    )

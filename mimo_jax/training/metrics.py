@@ -1,0 +1,63 @@
+"""Where a run's figures go: TensorBoard scalars, `metrics.jsonl` (one object a line) and one log line."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+JSONL = "metrics.jsonl"
+
+
+class MetricWriter:
+    """Writes scalars of a step to `MODEL_DIR/metrics.jsonl` and TensorBoard event files.
+
+    After a restart, lines beyond the restored step are dropped: they will be written again.
+    """
+
+    def __init__(self, model_dir: str | Path, restored_step: int):
+        self._path = Path(model_dir) / JSONL
+        self._truncate(restored_step)
+        self._file = self._path.open("a")
+        self._tensorboard = None
+        try:
+            from tensorboardX import SummaryWriter
+        except ImportError:  # a bare accelerator machine: the JSONL file still has everything
+            return
+        self._tensorboard = SummaryWriter(str(model_dir), purge_step=restored_step + 1, max_queue=1000, flush_secs=30)
+
+    def _truncate(self, restored_step: int) -> None:
+        if not self._path.exists():
+            return
+        kept = []
+        for line in self._path.read_text().splitlines():
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError:  # the line a kill cut short
+                continue
+            if record["step"] <= restored_step:
+                kept.append(line)
+        temporary = self._path.with_suffix(".tmp")
+        temporary.write_text("".join(line + "\n" for line in kept))
+        os.replace(temporary, self._path)
+
+    def write(self, step: int, values: Mapping[str, float | int | str]) -> None:
+        """One record; strings go to the JSONL file only."""
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+        if self._tensorboard is not None:
+            for name, value in values.items():
+                if not isinstance(value, str):
+                    self._tensorboard.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._file.close()
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+
+
+def read_metrics(model_dir: str | Path) -> list[dict]:
+    """All records of a run, [] if it has none yet."""
+    path = Path(model_dir) / JSONL
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []

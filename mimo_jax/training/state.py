@@ -1,0 +1,71 @@
+"""Training state and the one train step that all stages share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from mimo_jax.models import layers
+from mimo_jax.objectives.base import Batch, Objective
+from mimo_jax.training.optimizer import global_norm
+
+
+class TrainState(struct.PyTreeNode):
+    """Everything a step changes. Counters that outgrow 32 bits (tokens) are Python integers beside it in the checkpoint.
+
+    Attributes:
+      step: int32 [], steps done.
+      params: trainable (or frozen) parameters, unboxed.
+      mutable: the objective's non-gradient state.
+      opt_state: optax state.
+      skipped: int32 [], updates skipped because loss or gradient was not finite.
+    """
+
+    step: jax.Array
+    params: Any
+    mutable: Any
+    opt_state: Any
+    skipped: jax.Array
+
+
+def new_state(params: Any, mutable: Any, transformation: optax.GradientTransformation) -> TrainState:
+    """State at step 0 for given parameters."""
+    params = layers.unbox(params)
+    return TrainState(
+        jnp.zeros((), jnp.int32), params, layers.unbox(mutable), transformation.init(params), jnp.zeros((), jnp.int32)
+    )
+
+
+def make_train_step(
+    objective: Objective, transformation: optax.GradientTransformationExtraArgs, seed: int
+) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
+    """`step(state, batch, progress) -> (state, metrics)`. A non-finite loss or gradient skips the update and is counted."""
+
+    def step(state: TrainState, batch: Batch, progress: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
+        # The key is a function of (seed, step): nothing random needs to be saved.
+        rng = jax.random.fold_in(jax.random.key(seed), state.step)
+        (loss, (mutable, metrics)), grads = jax.value_and_grad(objective.loss, has_aux=True)(
+            state.params, state.mutable, batch, rng, progress
+        )
+        updates, opt_state = transformation.update(grads, state.opt_state, state.params, progress=progress)
+        grad_norm = global_norm(grads)
+        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+
+        def keep(new: Any, old: Any) -> Any:
+            return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+
+        state = state.replace(
+            step=state.step + 1,
+            params=keep(optax.apply_updates(state.params, updates), state.params),
+            mutable=keep(mutable, state.mutable),
+            opt_state=keep(opt_state, state.opt_state),
+            skipped=state.skipped + jnp.where(finite, 0, 1),
+        )
+        return state, metrics | {"loss": loss, "grad_norm": grad_norm, "skipped": state.skipped}
+
+    return step
