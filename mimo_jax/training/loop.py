@@ -1,4 +1,4 @@
-"""The loop that every stage shares: batches in order, one jitted step, evaluation, checkpoints, one line per interval."""
+"""The loop that every stage shares: batches in order, one jitted step, evaluation, checkpoints, log lines."""
 
 from __future__ import annotations
 

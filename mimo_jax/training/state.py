@@ -16,7 +16,7 @@ from mimo_jax.training.optimizer import global_norm
 
 
 class TrainState(struct.PyTreeNode):
-    """Everything a step changes. Counters that outgrow 32 bits (tokens) are Python integers beside it in the checkpoint.
+    """Everything a step changes. Counters that outgrow 32 bits (tokens) are Python integers in the checkpoint's meta.
 
     Attributes:
       step: int32 [], steps done.
@@ -44,7 +44,7 @@ def new_state(params: Any, mutable: Any, transformation: optax.GradientTransform
 def make_train_step(
     objective: Objective, transformation: optax.GradientTransformationExtraArgs, seed: int
 ) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
-    """`step(state, batch, progress) -> (state, metrics)`. A non-finite loss or gradient skips the update and is counted."""
+    """`step(state, batch, progress) -> (state, metrics)`; a non-finite loss or gradient skips the update, counted."""
 
     def step(state: TrainState, batch: Batch, progress: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
         # The key is a function of (seed, step): nothing random needs to be saved.

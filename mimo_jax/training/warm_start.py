@@ -18,8 +18,8 @@ def apply(objective: Objective, state: TrainState, model_dir: str, shardings: Tr
     """`state` with the parameters (and non-gradient state) of the run in `model_dir`.
 
     An objective whose trees differ from the source's brings its own mapping as a method
-    `warm_start(params, mutable, source_params, source_mutable) -> (params, mutable)`; otherwise arrays are taken by name
-    and every parameter must be found.
+    `warm_start(params, mutable, source_params, source_mutable) -> (params, mutable)`; otherwise arrays are taken by
+    name and every parameter must be found.
 
     Raises:
       UserError: no checkpoint, or a parameter that is missing or has another shape there.
