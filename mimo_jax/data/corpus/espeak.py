@@ -9,8 +9,10 @@ is unloaded and loaded afresh for every utterance, which costs under a milliseco
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import threading
+from pathlib import Path
 
 import numpy as np
 
@@ -95,12 +97,22 @@ def _unload(library: ctypes.CDLL) -> None:
     _ctypes.dlclose(library._handle)
 
 
-def _has_variant(voice: str) -> bool:
-    """Whether the variant after the plus exists: espeak-ng itself ignores one that it does not know."""
+@functools.cache
+def _quick_name(voice: str) -> bytes | None:
+    """The name under which espeak-ng finds a voice soonest ("gmw/en+f3"), or None if there is no such voice.
+
+    A plain name makes it read some 300 voice files into an index, afresh each time; a path is opened directly, but is
+    turned to lower case first, so that it only serves voices whose file name is lower case. Variants are checked here
+    because espeak-ng itself ignores one that it does not know.
+    """
     import espeakng_loader
 
-    _, plus, variant = voice.partition("+")
-    return not plus or os.path.isfile(os.path.join(espeakng_loader.get_data_path(), "voices", "!v", variant))
+    data = Path(espeakng_loader.get_data_path())
+    language, plus, variant = voice.partition("+")
+    if plus and not (data / "voices" / "!v" / variant).is_file():
+        return None
+    paths = [f"{file.parent.name}/{language}" for file in sorted((data / "lang").glob("*/*")) if file.name == language]
+    return f"{paths[0] if paths and language.islower() else language}{plus}{variant}".encode()
 
 
 def _speak(library: ctypes.CDLL, text: str, voice: str, parameters: dict[str, int]) -> bytes:
@@ -113,11 +125,12 @@ def _speak(library: ctypes.CDLL, text: str, voice: str, parameters: dict[str, in
         return 0
 
     library.espeak_SetSynthCallback(collect)
-    if library.espeak_SetVoiceByName(voice.encode()) != 0 or not _has_variant(voice):
+    name = _quick_name(voice)
+    if name is None or library.espeak_SetVoiceByName(name) != 0:
         raise EspeakError(f"espeak-ng has no voice {voice!r}")
-    for name, value in parameters.items():
-        if library.espeak_SetParameter(_PARAMETER_NUMBERS[name], value, 0) != 0:
-            raise EspeakError(f"espeak-ng refuses {name}={value}")
+    for parameter, value in parameters.items():
+        if library.espeak_SetParameter(_PARAMETER_NUMBERS[parameter], value, 0) != 0:
+            raise EspeakError(f"espeak-ng refuses {parameter}={value}")
     encoded = text.encode() + b"\0"
     size = ctypes.c_size_t(len(encoded))
     if library.espeak_Synth(encoded, size, 0, _POSITION_CHARACTER, 0, _CHARS_UTF8, None, None) != 0:

@@ -1,0 +1,137 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mimo_jax.data import manifest
+from mimo_jax.data.manifest import ManifestError, Record, TextRecord, read_manifest, scan_records, write_manifest
+
+
+def write_lines(path: Path, *lines: object) -> Path:
+    path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
+    return path
+
+
+def test_only_audio_is_needed(tmp_path: Path) -> None:
+    write_lines(
+        tmp_path / "manifest.jsonl", {"audio": "a.wav", "text": "hello", "topic": "greeting"}, "", {"audio": "b.wav"}
+    )
+    first, second = read_manifest(tmp_path)
+    assert (first.id, first.text, first.subset) == ("a.wav", "hello", "user")
+    assert first.attributes == {"topic": "greeting"}  # kept, not dropped
+    assert second.text is None
+    assert read_manifest(tmp_path / "manifest.jsonl") == [first, second]
+
+
+def test_parts_of_one_file_are_different_records(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "m.jsonl", {"audio": "a.wav", "end": 1.5}, {"audio": "a.wav", "start": 1.5})
+    assert len({record.id for record in read_manifest(path)}) == 2
+
+
+def test_default_split_is_stable_and_small() -> None:
+    splits = [manifest.default_split(f"clip-{i}") for i in range(5000)]
+    assert set(splits) == {"train", "validation"}
+    assert 0.01 < splits.count("validation") / len(splits) < 0.03
+    assert splits[:5] == [manifest.default_split(f"clip-{i}") for i in range(5)]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{not json", "not JSON"),
+        ("[1, 2]", "JSON object"),
+        ({"text": "a"}, "`audio`"),
+        ({"audio": 3}, "`audio` must be str"),
+        ({"audio": "a.wav", "start": 2.0, "end": 1.0}, "must be after"),
+        ({"audio": "a.wav", "start": -1}, ">= 0"),
+        ('{"audio": "a.wav", "end": NaN}', ">= 0"),
+        ({"audio": "a.wav", "split": "test"}, "`split` is 'test'"),
+        ({"audio": "a.wav", "subset": "x"}, "`subset`"),
+        ({"audio": "a.wav", "sample_rate": True}, "`sample_rate`"),
+        ({"audio": "a.wav", "qa": [{"question": "q"}]}, "`answer`"),
+        ({"audio": "a.wav", "qa": [{"question": "q", "answer": "a", "choices": ["b"]}]}, "`choices`"),
+        ({"audio": "a.wav", "document": {"id": "x"}}, "`document`"),
+    ],
+)
+def test_errors_name_file_and_line(tmp_path: Path, line: object, message: str) -> None:
+    path = write_lines(tmp_path / "m.jsonl", {"audio": "a.wav"}, line)
+    with pytest.raises(ManifestError) as caught:
+        read_manifest(path)
+    assert f"{path}:2:" in str(caught.value) and message in str(caught.value)
+
+
+def test_bytes_that_are_no_utf8(tmp_path: Path) -> None:
+    path = tmp_path / "m.jsonl"
+    path.write_bytes(b'{"audio": "a.wav", "text": "caf\xe9"}\n')
+    with pytest.raises(ManifestError, match="m.jsonl:1: not UTF-8"):
+        read_manifest(path)
+
+
+def test_missing_manifest(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="one line per recording"):
+        read_manifest(tmp_path)
+    assert manifest.read_texts(tmp_path) == []
+
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+RECORDS = st.builds(
+    Record,
+    id=TEXT.filter(bool),
+    audio=TEXT.filter(bool),
+    text=st.none() | TEXT,
+    split=st.sampled_from(manifest.SPLITS),
+    subset=st.sampled_from(manifest.SUBSETS),
+    attributes=st.dictionaries(st.sampled_from(["gender", "rate"]), TEXT),
+    qa=st.lists(st.fixed_dictionaries({"question": TEXT, "answer": TEXT}), max_size=2),
+    document=st.none() | st.fixed_dictionaries({"id": TEXT, "index": st.integers(0, 9)}),
+    start=st.none() | st.floats(0, 10),
+    duration=st.none() | st.floats(0, 10),
+)
+
+
+@given(RECORDS)
+def test_json_round_trip(record: Record) -> None:
+    line = manifest.to_json(record)
+    assert "\n" not in line and manifest.from_json(line) == record
+
+
+def test_files_round_trip(tmp_path: Path) -> None:
+    records = [Record(id=f"r{i}", audio=f"{i}.wav", text="ä b", split="train") for i in range(3)]
+    write_manifest(tmp_path / "manifest.jsonl", records)
+    assert read_manifest(tmp_path) == records
+    written = [TextRecord("t0", "one"), TextRecord("t1", "two", "validation", "wide", "three")]
+    manifest.write_texts(tmp_path / "texts.jsonl", written)
+    assert manifest.read_texts(tmp_path) == written
+    with pytest.raises(ValueError, match="more than once"):
+        write_manifest(tmp_path / "manifest.jsonl", [records[0], records[0]])
+    assert read_manifest(tmp_path) == records  # the old file is untouched
+
+
+def test_scan_keeps_or_names_every_record(tmp_path: Path) -> None:
+    wave = 0.1 * np.sin(np.arange(16_000))
+    soundfile.write(tmp_path / "good.wav", wave, 16_000)
+    soundfile.write(tmp_path / "silent.wav", 0 * wave, 16_000)
+    (tmp_path / "empty.wav").write_bytes(b"")
+    records = [
+        Record("a", "good.wav", "hello"),
+        Record("b", "silent.wav"),
+        Record("a", "good.wav"),
+        Record("c", "empty.wav"),
+        Record("d", "good.wav", "bell\a"),
+        Record("e", "good.wav", sample_rate=8_000),
+        Record("f", "nothing.wav"),
+        Record("g", "good.wav", "  "),
+        Record("h", str(tmp_path / "good.wav"), start=0.25, end=0.5),
+    ]
+    good, rejected = scan_records(records, tmp_path, workers=2)
+    assert [(r.id, r.duration, r.sample_rate) for r in good] == [("a", 1.0, 16_000), ("h", 0.25, 16_000)]
+    assert [r.reason for r in rejected] == [
+        *("silent", "duplicate_id", "empty_file", "control_characters", "wrong_rate", "missing", "empty_text")
+    ]
+    assert len(good) + len(rejected) == len(records)
+    assert {r.reason for r in rejected} <= set(manifest.REASONS)
+    assert "silent.wav" in rejected[0].detail
