@@ -1,0 +1,1 @@
+"""Use of trained models: sampling, generation, tasks, the audio codec."""
