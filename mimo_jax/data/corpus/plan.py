@@ -6,6 +6,7 @@ synthesis of one planned utterance needs nothing but its plan, so it can happen 
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -143,16 +144,16 @@ def utterance_id(subset: str, split: str, index: int) -> str:
 
 def _plan_core(count: int, split: str, rng: np.random.Generator) -> list[Utterance]:
     """Digit strings and commands. Held-out splits have no text twice, training has some in several voices."""
-    said: dict[str, None] = {}
+    said: set[str] = set()
     chosen: list[str] = []
     while len(chosen) < count:
         if split == "train" and chosen and rng.random() < _REPEAT_SHARE:
             chosen.append(chosen[int(rng.integers(len(chosen)))])
             continue
-        text = texts.draw(split, lambda: texts.core_text(rng), lambda made: (made,))
-        if split == "train" or text not in said:
-            said[text] = None
-            chosen.append(text)
+        digits = bool(rng.random() < texts.DIGITS_SHARE)  # first: commands repeat more often, and would be dropped
+        text = _core_text(rng, split, digits, exclude=() if split == "train" else said)
+        said.add(text)
+        chosen.append(text)
     speakers = voices_of(split)
     return [
         _place(_make(rng, texts.pick(rng, speakers), text, _NORMAL), "core", split, i) for i, text in enumerate(chosen)
@@ -167,7 +168,7 @@ def _plan_texts(count: int, split: str, rng: np.random.Generator) -> list[TextRe
         subset = "core" if kind < 0.33 else "wide"
         reply = None
         if kind < 0.33:
-            text = texts.draw(split, lambda: texts.core_text(rng), lambda made: (made,))
+            text = _core_text(rng, split)
         elif kind < 0.6:
             text = _sentence(rng, split)
         elif kind < 0.75:
@@ -177,6 +178,10 @@ def _plan_texts(count: int, split: str, rng: np.random.Generator) -> list[TextRe
             text, reply = asked.text, asked.reply
         records.append(TextRecord(f"text-{split}-{index:06d}", text, split, subset, reply))
     return records
+
+
+def _core_text(rng: np.random.Generator, split: str, digits: bool | None = None, exclude: Container[str] = ()) -> str:
+    return texts.draw(split, lambda: texts.core_text(rng, digits), lambda made: (made,), exclude)
 
 
 def _sentence(rng: np.random.Generator, split: str) -> str:

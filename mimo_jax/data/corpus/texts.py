@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import TypeVar
 
 import numpy as np
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+DIGITS_SHARE = 0.6  # of the core texts
 _HELD_OUT_PERCENT = 6  # of all texts, for each of the two held-out splits
 _TRIES = 20_000
 T = TypeVar("T")
@@ -38,6 +39,7 @@ _CORE_ACTIONS = (
     "{switch} the {room}{device}",
     "{move} the {room}{opening}",
     "play the {which} {piece}",
+    "set the {room}{clock} for {digit} {digit}",
     "set the {room}{clock} for {digit} {digit}",
     "set the {clock} for {several} minutes",
 )
@@ -150,24 +152,31 @@ def text_split(text: str) -> str:
     return "test_voices" if bucket < 2 * _HELD_OUT_PERCENT else "train"
 
 
-def draw(split: str, make: Callable[[], T], texts_of: Callable[[T], tuple[str, ...]]) -> T:
-    """Calls ``make`` until all texts of what it makes belong to ``split``.
+def draw(
+    split: str, make: Callable[[], T], texts_of: Callable[[T], tuple[str, ...]], exclude: Container[str] = ()
+) -> T:
+    """Calls ``make`` until all texts of what it makes belong to ``split`` and none is in ``exclude``.
 
     Raises:
       ValueError: the grammar has no such texts, or hardly any.
     """
     for _ in range(_TRIES):
         made = make()
-        if all(text_split(text) == split for text in texts_of(made)):
+        if all(text_split(text) == split and text not in exclude for text in texts_of(made)):
             return made
-    raise ValueError(f"no text of split {split!r} in {_TRIES} draws: the grammar is too small for held-out texts")
+    raise ValueError(
+        f"no new text of split {split!r} in {_TRIES} draws: the grammar has too few; ask for a smaller corpus"
+    )
 
 
-def core_text(rng: np.random.Generator) -> str:
-    """A string of 3 to 6 digits (60 %) or a command of one or two actions: some 40 words in all."""
-    if rng.random() < 0.6:
+def core_text(rng: np.random.Generator, digits: bool | None = None) -> str:
+    """A string of 3 to 6 digits or a command of one or two actions: some 40 words in all.
+
+    ``digits`` chooses between them; left open, 60 % are digits.
+    """
+    if rng.random() < DIGITS_SHARE if digits is None else digits:
         return " ".join(DIGITS[i] for i in rng.integers(0, 10, int(rng.integers(3, 7))))
-    actions = [pick(rng, _CORE_ACTIONS) for _ in range(2 if rng.random() < 0.3 else 1)]
+    actions = [pick(rng, _CORE_ACTIONS) for _ in range(2 if rng.random() < 0.2 else 1)]
     return fill(rng, " and ".join(actions) + "{polite}", _CORE_SLOTS)
 
 

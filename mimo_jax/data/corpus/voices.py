@@ -53,7 +53,7 @@ NOISES = ("white", "pink", "hum", "babble")
 SNR_DB = (0, 5, 10, 15, 20)
 
 STYLE_WORDS: dict[tuple[str, str], tuple[str, ...]] = {
-    ("rate", "slow"): ("slowly", "at a slow pace", "taking your time"),
+    ("rate", "slow"): ("slowly", "at a slow pace", "without any hurry"),
     ("rate", "fast"): ("quickly", "at a fast pace", "in a hurry"),
     ("pitch", "low"): ("in a low voice", "in a deep voice"),
     ("pitch", "high"): ("in a high voice", "in a high pitched voice"),
