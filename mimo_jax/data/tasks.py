@@ -1,8 +1,7 @@
 """seqio tasks and mixtures over a prepared folder: the only module that imports TensorFlow and seqio.
 
-Every task format is registered as ``mimo_<format>`` and every mixture as ``mimo_<mixture>`` when this module is imported;
-they read the record files of the folder named by `set_prepared` (or the environment variable ``MIMO_JAX_PREPARED``).
-For users of seqio and t5x, and to compare with: training here reads the same files through `loader`.
+Every task format is registered as ``mimo_<format>`` and every mixture as ``mimo_<mixture>`` when this module is
+imported; they read the record files of the folder named by `set_prepared` (or by ``MIMO_JAX_PREPARED``). For users of seqio and t5x, and to compare with: training here reads the same files through `loader`.
 
     MIMO_JAX_PREPARED=DIR python -m mimo_jax.data.tasks      # lists what is registered
 """
@@ -141,16 +140,11 @@ def _dataset(task: str, split: str, shuffle_files: bool, seed: int | None = None
 def register() -> None:
     """Register every task and mixture; done on import, once."""
     for name in formats():
-        source = seqio.FunctionDataSource(dataset_fn=functools.partial(_split_first, name), splits=SPLITS)
+        source = seqio.FunctionDataSource(dataset_fn=functools.partial(_dataset, name), splits=SPLITS)
         seqio.TaskRegistry.add(PREFIX + name, source=source, preprocessors=[], output_features=output_features())
     for name, mixture in MIXTURES.items():
         rates = [(PREFIX + task, rate) for task, rate in mixture.rates.items()]
         seqio.MixtureRegistry.add(PREFIX + name, rates)
-
-
-def _split_first(task: str, split: str, shuffle_files: bool, seed: int | None = None) -> tf.data.Dataset:
-    """seqio checks the argument names of a data function: split, shuffle_files, seed."""
-    return _dataset(task, split, shuffle_files, seed)
 
 
 def listing() -> str:

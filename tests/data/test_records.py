@@ -1,0 +1,60 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mimo_jax.data.records import Example, RecordReader, from_bytes, to_bytes, write_records
+
+
+def example(n, p, name="x"):
+    rng = np.random.default_rng(n + p)
+    return Example(
+        name,
+        "asr",
+        rng.integers(0, 1 << 20, n).astype(np.int32),
+        rng.integers(0, 1025, (p, 4, 8)).astype(np.uint16),
+        rng.integers(0, 2, n).astype(np.uint8),
+        tuple(range(0, n, 3)),
+    )
+
+
+@given(st.integers(0, 40), st.integers(0, 9), st.text(max_size=9))
+def test_round_trip(n, p, name):
+    one = example(n, p, name)
+    back = from_bytes(to_bytes(one))
+    assert (back.id, back.task, back.borders) == (one.id, one.task, one.borders)
+    for field in ("text", "codes", "loss"):
+        np.testing.assert_array_equal(getattr(back, field), getattr(one, field))
+        assert getattr(back, field).dtype == getattr(one, field).dtype
+
+
+def test_cut_or_foreign_records_are_refused():
+    data = to_bytes(example(5, 2))
+    with pytest.raises(ValueError, match="bytes"):
+        from_bytes(data[:-1])
+    with pytest.raises(ValueError, match="version 9"):
+        from_bytes(data.replace(b"version\x01", b"version\x09"))
+
+
+def test_files_appear_complete_and_read_back_in_any_order(tmp_path):
+    data = [to_bytes(example(i + 1, i, str(i))) for i in range(10)]
+    assert write_records(tmp_path / "a", data[:6]) == 6
+    write_records(tmp_path / "b", data[6:])
+    write_records(tmp_path / "again", data[:6])
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "again").read_bytes()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "again", "b"]
+    for cache in (0, 500, 1 << 20):
+        reader = RecordReader([tmp_path / "a", tmp_path / "b"], cache)
+        assert len(reader) == 10
+        for order in ([9, 0, 5, 6, 5], [1], [], list(range(10))):
+            assert reader.read(order) == [data[i] for i in order]
+
+
+def test_failing_writer_leaves_no_file(tmp_path):
+    def records():
+        yield b"x"
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        write_records(tmp_path / "a", records())
+    assert not (tmp_path / "a").exists()
