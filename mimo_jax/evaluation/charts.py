@@ -61,7 +61,7 @@ def line_chart(lines: Sequence[Line], x_label: str, y_label: str, marks: Sequenc
         return '<p class="note">Nothing recorded.</p>'
     xs = [x for line in lines for x, _ in line.points]
     ys = [y for line in lines for _, y in line.points]
-    x_ticks, y_ticks = ticks(min(0.0, min(xs)), max(xs)), ticks(min(0.0, min(ys)), max(ys))
+    x_ticks, y_ticks = ticks(min(0.0, min(xs)), max(xs)), ticks(min(ys), max(ys))
     x_low, x_high, y_low, y_high = x_ticks[0], max(x_ticks[-1], max(xs)), y_ticks[0], y_ticks[-1]
     plot_width, plot_height = WIDTH - _LEFT - _RIGHT, HEIGHT - _TOP - _BOTTOM
 

@@ -58,7 +58,7 @@ def mean_estimate(values: Sequence[float], draws: int = 1000) -> Estimate:
     Raises:
       ValueError: no items.
     """
-    return ratio_estimate(values, np.ones(len(values)), draws)
+    return ratio_estimate(values, [1.0] * len(values), draws)
 
 
 def word_errors(reference: str, hypothesis: str) -> tuple[int, int]:

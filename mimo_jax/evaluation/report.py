@@ -173,7 +173,7 @@ def _clip(folder: Path, item: Mapping[str, Any], title: str, heard: str | None, 
     player = "<span>(nothing)</span>"
     if item.get("file") and (folder / item["file"]).is_file():
         source = report_media.clip(folder / item["file"], seconds)
-        player = f'<audio controls preload="none" src="{source}"></audio>'
+        player = f'<audio controls preload="metadata" src="{source}"></audio>'
     return f'<div class="clip"><span>{escape(title)}{quoted}</span>{player}</div>'
 
 
@@ -183,7 +183,7 @@ def _spectrograms(inputs: ReportInputs, count: int = 3) -> str:
         return ""
     folder = Path(inputs.evaluation_dir or "") / "samples" / section
     rebuilt = {item["id"]: item for item in _part_items(inputs, section, "reconstruction")}
-    cards = []
+    cards: list[str] = []
     for item in _part_items(inputs, section, "original"):
         other = rebuilt.get(item["id"], {})
         files = [folder / name for name in (item.get("file"), other.get("file")) if name]
@@ -201,7 +201,7 @@ def _spectrograms(inputs: ReportInputs, count: int = 3) -> str:
         return ""
     return (
         "<h2>Spectrograms</h2><p class='note'>Mel scale, 0 to 12 kHz from bottom to top, 61 dB range.</p>"
-        f'<div class="grid2">{"".join(cards)}</div>'
+        f'<div class="listen">{"".join(cards)}</div>'
     )
 
 

@@ -16,14 +16,14 @@ h1{font-size:27px;line-height:1.2;margin:0 0 6px;letter-spacing:-.01em}
 h2{font-size:19px;margin:44px 0 4px;letter-spacing:-.005em}
 h3{font-size:14px;margin:0 0 8px;font-weight:600}
 p{margin:6px 0 12px;max-width:74ch}.note,.lead{color:var(--soft)}
-.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(172px,1fr));gap:12px;margin-top:22px}
+.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(136px,1fr));gap:12px;margin-top:22px}
 .tile{border:1px solid var(--rule);border-radius:10px;padding:12px 14px;background:var(--bg)}
 .tile b{display:block;font-size:25px;line-height:1.2;font-variant-numeric:tabular-nums;letter-spacing:-.01em}
 .tile span{font-size:13px;font-weight:600}.tile small{display:block;color:var(--soft);font-size:12px;
 line-height:1.4;margin-top:3px}
 .grid2{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,440px),1fr));gap:16px}
 .card{background:var(--card);border:1px solid var(--rule);border-radius:10px;padding:16px;min-width:0}
-.chart{position:relative}svg{display:block;width:100%;height:auto}
+.chart{position:relative;max-width:760px}svg{display:block;width:100%;height:auto}
 svg text{font-family:inherit;fill:var(--soft)}.tick{font-size:11px}.end{font-size:11px}.name{font-size:12px}
 .grid{stroke:var(--rule);stroke-width:1}.axis,.cross{stroke:var(--soft);stroke-width:1}.cross{stroke-dasharray:3 3}
 .mark{stroke:var(--soft);stroke-dasharray:2 4;opacity:.7}.line{fill:none;stroke-width:2;stroke-linejoin:round}
@@ -36,7 +36,8 @@ padding:7px 10px;font-size:12px;line-height:1.45;box-shadow:0 4px 14px rgba(0,0,
 th,td{text-align:left;padding:7px 12px 7px 0;border-bottom:1px solid var(--rule);vertical-align:top}
 th{font-weight:600;color:var(--soft);font-size:12px;white-space:nowrap}td small{color:var(--soft);white-space:nowrap}
 .listen{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,310px),1fr));gap:14px}
-.listen .card{padding:14px}.clip{margin-top:9px}.clip span{font-size:12px;color:var(--soft);display:block}
+.listen .card{padding:14px}.listen .note{font-size:13px}
+.clip{margin-top:9px}.clip span{font-size:12px;color:var(--soft);display:block}
 .clip q{color:var(--ink)}audio{width:100%;height:34px;display:block;margin-top:3px}
 .spec img{width:100%;height:118px;display:block;border-radius:6px;image-rendering:auto}
 .spec figure{margin:0 0 10px}.spec figcaption{font-size:12px;color:var(--soft);margin-bottom:3px}

@@ -110,7 +110,7 @@ def conversions(records: Sequence[Record], section: Section, shots: int, limit: 
     for change, source, target in _pairs([r for r in records if r.split == "train"]):
         examples.setdefault(change, []).append((source, target))
     held_out = [r for r in records if r.subset == section.subset and r.split == section.split]
-    out = []
+    out: list[Conversion] = []
     for change, query, target in sorted(_pairs(held_out), key=lambda x: stable_order(x[1].id + x[2].id)):
         if len(out) == limit:
             break

@@ -95,18 +95,17 @@ def evaluate_chain(
         parts = _measure_section(systems, records, root, section, limit, out_dir, options, store)
         result["sections"][section.name] = {k: v for part in parts.values() for k, v in part["figures"].items()}
     if losses is not None:
-        result["losses"] = {
-            name: store.get(
-                f"losses/{name}",
-                lambda source=source: held_out_losses(
-                    losses.evaluate, source, losses.empty_token_id, options.loss_batches
-                ),
-            )["figures"]
-            for name, source in losses.sources.items()
-        }
+        result["losses"] = {name: _losses(losses, name, options, store)["figures"] for name in losses.sources}
     result = _top_level(result, present[0]) | result
     write_json(out_dir / METRICS_FILE, result)
     return result
+
+
+def _losses(losses: HeldOutLosses, name: str, options: SuiteOptions, store: PartStore) -> Part:
+    def compute() -> Part:
+        return held_out_losses(losses.evaluate, losses.sources[name], losses.empty_token_id, options.loss_batches)
+
+    return store.get(f"losses/{name}", compute)
 
 
 def _top_level(result: dict[str, Any], first: Section) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +35,12 @@ class RecogniserObjective:
         waveform = jnp.zeros((1, batch["waveform"].shape[1]), jnp.float32)
         return self.module.init(rng, waveform, jnp.zeros((1,), jnp.int32))["params"], {}
 
+    def _apply(self, params: Params, batch: Batch, **kwargs: Any) -> tuple[jax.Array, jax.Array]:
+        return cast(
+            tuple[jax.Array, jax.Array],
+            self.module.apply({"params": params}, batch["waveform"], batch["num_samples"], **kwargs),
+        )
+
     def _ctc(self, logits: jax.Array, lengths: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
         """(loss [B] per target, weight [B])."""
         text, count = batch["text"].astype(jnp.int32), batch["text_length"]
@@ -51,9 +58,7 @@ class RecogniserObjective:
     ) -> tuple[jax.Array, tuple[Mutable, Metrics]]:
         """Mean CTC loss in nats per target class, with SpecAugment and dropout."""
         del progress
-        logits, lengths = self.module.apply(
-            {"params": params}, batch["waveform"], batch["num_samples"], deterministic=False, rngs={"dropout": rng}
-        )
+        logits, lengths = self._apply(params, batch, deterministic=False, rngs={"dropout": rng})
         loss, weight = self._ctc(logits, lengths, batch)
         total = loss.sum() / jnp.maximum(weight.sum(), 1.0)
         return total, (mutable, {"ctc_loss": total, "used_share": weight.mean()})
@@ -61,7 +66,7 @@ class RecogniserObjective:
     def evaluate(self, params: Params, mutable: Mutable, batch: Batch) -> dict[str, tuple[jax.Array, jax.Array]]:
         """`ctc_loss` per target class and `sequence_error`, the share of utterances not transcribed exactly."""
         del mutable
-        logits, lengths = self.module.apply({"params": params}, batch["waveform"], batch["num_samples"])
+        logits, lengths = self._apply(params, batch, deterministic=True)
         loss, weight = self._ctc(logits, lengths, batch)
         ids, counts = greedy_ids(logits, lengths, batch["text"].shape[1])
         inside = jnp.arange(ids.shape[1]) < batch["text_length"][:, None]
