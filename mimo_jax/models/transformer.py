@@ -7,6 +7,7 @@ on a leading axis and scanned, so compile time and the parameter tree do not gro
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +16,10 @@ from flax import linen as nn
 from mimo_jax.models import layers
 
 Array = jax.Array
-# Keys and values of every layer: each [layers, B, slots, kv_heads, head_dim].
+# Keys and values of every layer: each [layers, B, kv_heads, slots, head_dim].
 Cache = tuple[Array, Array]
+# The same in separate arrays [B, kv_heads, slots, head_dim] per layer, for `decode`.
+LayerCaches = list[tuple[Array, Array]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +120,7 @@ class Transformer(nn.Module):
         """
         config = self.config
         if cache is not None:
-            slots = jnp.arange(cache[0].shape[2])[None, :]
+            slots = jnp.arange(cache[0].shape[3])[None, :]
             mask = layers.attention_mask(positions, slots, causal=True)
         else:
             # Inside a row, order is what counts: positions restart per segment, so the index is the position to compare.
@@ -144,5 +147,35 @@ class Transformer(nn.Module):
 
 def init_cache(config: TransformerConfig, batch: int, slots: int, dtype: str = "float32") -> Cache:
     """Empty key/value cache of `slots` positions for `batch` sequences."""
-    shape = (config.num_layers, batch, slots, config.num_kv_heads, config.head_dim)
+    shape = (config.num_layers, batch, config.num_kv_heads, slots, config.head_dim)
     return jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)
+
+
+def unstack_layers(params: dict[str, Any]) -> dict[str, Any]:
+    """Parameters of a `Transformer` with `layers` as a list of per-layer trees, as `decode` wants them."""
+    depth = jax.tree.leaves(params["layers"])[0].shape[0]
+    return {**params, "layers": [jax.tree.map(lambda x, i=i: x[i], params["layers"]) for i in range(depth)]}
+
+
+def decode(
+    config: TransformerConfig,
+    compute: Compute,
+    params: dict[str, Any],
+    x: Array,
+    positions: Array,
+    caches: LayerCaches,
+) -> tuple[Array, LayerCaches]:
+    """What `Transformer` with a cache computes, layer after layer without a scan.
+
+    A scan copies each layer's cache in and out; separate arrays are updated in place, which makes a step of generation
+    several times faster. params: see `unstack_layers`; x [B, T, hidden_size], positions [B, T].
+    """
+    slots = jnp.arange(caches[0][0].shape[2])[None, :]
+    mask = layers.attention_mask(positions, slots, causal=True)
+    block, updated = Block(config, compute), []
+    x = x.astype(compute.dtype)
+    for layer_params, layer_cache in zip(params["layers"], caches, strict=True):
+        x, (_, layer_cache) = block.apply({"params": layer_params}, x, layer_cache, positions, mask)
+        updated.append(layer_cache)
+    norm = layers.Norm("RMSNorm", config.rms_norm_eps, compute.dtype, compute.param_dtype)
+    return norm.apply({"params": params["final_norm"]}, x), updated
