@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import logging
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +14,9 @@ import numpy as np
 
 from mimo_jax.data.audio import AudioError, load_audio
 from mimo_jax.data.manifest import Record, audio_path
+from mimo_jax.objectives.transcripts import normalise_text
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,8 +43,9 @@ def stable_order(record_id: str) -> bytes:
 
 
 def select(records: Sequence[Record], section: Section, limit: int) -> list[Record]:
-    """Up to ``limit`` records of the section that have a text."""
-    mine = [r for r in records if r.subset == section.subset and r.split == section.split and r.text]
+    """Up to ``limit`` records of the section whose text holds a word."""
+    mine = [r for r in records if r.subset == section.subset and r.split == section.split]
+    mine = [r for r in mine if normalise_text(r.text or "")]
     return sorted(mine, key=lambda r: stable_order(r.id))[:limit]
 
 
@@ -57,15 +63,20 @@ class Item:
 
 
 def load_items(records: Sequence[Record], root: str | os.PathLike[str], sample_rate: int) -> list[Item]:
-    """Records with their audio; unusable files are left out (preparation lists them with their reasons)."""
-    items = []
+    """Records with their audio; unusable files are left out and logged by reason."""
+    items: list[Item] = []
+    unusable: Counter[str] = Counter()
     for record in records:
         try:
             items.append(
                 Item(record, load_audio(audio_path(record, Path(root)), sample_rate, record.start, record.end))
             )
-        except AudioError:
-            continue
+        except AudioError as error:
+            unusable[error.reason] += 1
+    if unusable:
+        logger.warning(
+            "%s: %d held-out recordings left out: %s", root, unusable.total(), dict(sorted(unusable.items()))
+        )
     return items
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +17,6 @@ from typing import Any
 import numpy as np
 
 from mimo_jax.data.audio import write_wav
-from mimo_jax.data.manifest import Record
 from mimo_jax.evaluation import metrics
 from mimo_jax.evaluation.parts import Part
 from mimo_jax.evaluation.selection import Conversion, Item, load_items
@@ -62,6 +62,11 @@ def _rows(**columns: Sequence[Any]) -> list[dict[str, Any]]:
 
 def _figures(**estimates: metrics.Estimate | None) -> dict[str, Any]:
     return {name: estimate.as_dict() for name, estimate in estimates.items() if estimate is not None}
+
+
+def _nothing() -> Part:
+    """A part whose recordings cannot be read."""
+    return {"figures": {}, "items": []}
 
 
 def original(systems: Systems, items: Sequence[Item], samples: Samples) -> Part:
@@ -149,6 +154,8 @@ def continuation(systems: Systems, model: SpeechModel, items: Sequence[Item], sa
 def audio_questions(model: SpeechModel, items: Sequence[Item], limit: int, seed: int) -> Part:
     """Questions about a recording (voice, rate, accent, noise): exact match, beside the commonest answer."""
     asked = [(item, qa) for item in items for qa in item.record.qa][:limit]
+    if not asked:
+        return _nothing()
     ids = [f"{item.record.id}/{qa['question']}" for item, qa in asked]
     questions, references = [_question(qa) for _, qa in asked], [qa["answer"] for _, qa in asked]
     seeds = item_seeds(seed, "audio_questions", ids)
@@ -181,6 +188,8 @@ def spoken_questions(
     systems: Systems, model: SpeechModel, items: Sequence[Item], replies: Sequence[str], samples: Samples, seed: int
 ) -> Part:
     """Spoken questions answered in speech: the recogniser must hear exactly the reference answer."""
+    if not items:
+        return _nothing()
     seeds = item_seeds(seed, "spoken_questions", _ids(items))
     waves = model.answer_in_speech([item.wave for item in items], seeds=seeds)
     heard = systems.judge.transcribe(waves)
@@ -208,20 +217,22 @@ def conversion(
 
     from mimo_jax.data.formats_pretraining import conversion_wording
 
-    def wave(record: Record) -> Wave:
-        return load_items([record], root, systems.sample_rate)[0].wave
-
+    needed = {r.id: r for c in wanted for r in (c.query, c.target, *itertools.chain(*c.shots))}
+    waves = {item.record.id: item.wave for item in load_items(list(needed.values()), root, systems.sample_rate)}
+    wanted = [c for c in wanted if all(r.id in waves for r in (c.query, c.target, *itertools.chain(*c.shots)))]
+    if not wanted:
+        return _nothing()
     ids = [f"{c.query.id}-to-{c.target.id}" for c in wanted]
     seeds = item_seeds(seed, "conversion", ids)
     requests = [
         ConversionRequest(
             conversion_wording(c.query, c.target),
-            tuple(Shot(wave(a), a.text or "", wave(b)) for a, b in c.shots),
-            wave(c.query),
+            tuple(Shot(waves[a.id], a.text or "", waves[b.id]) for a, b in c.shots),
+            waves[c.query.id],
         )
         for c in wanted
     ]
-    targets = [wave(c.target) for c in wanted]
+    targets = [waves[c.target.id] for c in wanted]
     out = model.convert(requests, seeds=seeds)
     heard = systems.judge.transcribe(out)
     texts = [c.query.text or "" for c in wanted]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import json
 import os
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from mimo_jax.models.recogniser import BLANK, FIRST_BYTE, FIRST_WORD
@@ -53,13 +54,16 @@ class Vocabulary:
         frequent = sorted((-count, word) for word, count in counts.items() if count >= min_count)
         return cls(tuple(word for _, word in frequent[:num_words]))
 
+    @functools.cached_property
+    def _index(self) -> dict[str, int]:
+        return {word: FIRST_WORD + i for i, word in enumerate(self.words)}
+
     def encode(self, text: str) -> list[int]:
         """Class ids of a text (normalised here); empty for a text without words."""
-        index = {word: FIRST_WORD + i for i, word in enumerate(self.words)}
         ids: list[int] = []
         for word in normalise_text(text).split():
-            if word in index:
-                ids.append(index[word])
+            if word in self._index:
+                ids.append(self._index[word])
             else:
                 ids += [byte + FIRST_BYTE for byte in b" " + word.encode()]
         return ids
@@ -98,3 +102,8 @@ class Vocabulary:
         if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
             raise ValueError(f'{path}: not a recogniser vocabulary, which is {{"words": ["...", ...]}}')
         return cls(tuple(words))
+
+
+def text_ids(vocabulary_file: str) -> Callable[[str], list[int]]:
+    """Text -> class ids, as `data.waveforms.WaveformSource` takes it; from a file that `Vocabulary.save` wrote."""
+    return Vocabulary.load(vocabulary_file).encode

@@ -182,3 +182,12 @@ def test_loss_pass_stops_at_the_limit():
     part = held_out_losses(_losses, FakeRows(), 9, max_batches=3)
     assert part["counts"] == {"text_tokens": 6.0, "frames": 6}
     assert part["figures"]["codebook_unigram_entropy"][0] == pytest.approx(np.log(3))
+
+
+def test_unreadable_recordings_are_left_out(corpus, tmp_path):
+    systems, records, root = corpus
+    (root / "3.wav").write_bytes(b"")
+    (root / "train-fast.wav").unlink()
+    result = evaluate_chain(systems, records, root, tmp_path / "out", SuiteOptions(limit=8, samples=1, workers=1))
+    assert result["sections"]["core/validation"]["asr_wer_heldout"]["n"] == 7
+    assert "conversion_wer" not in result["sections"]["wide/validation"]
