@@ -3,7 +3,7 @@
 Synthesises multi-voice speech locally (no download), with true labels for every task format: transcripts, speakers,
 accents, styles, noises, captions, questions and answers, documents, spoken dialogue, parallel and clean/noisy pairs.
 Writes FLAC at 24 kHz, manifest.jsonl (the format of your own data, too), texts.jsonl and corpus.json. The default sizes
-make about 8 hours in a minute or two on two cores. Interrupted, it goes on where it was when started again.
+make about 7 hours in a minute or two on two cores. Interrupted, it goes on where it was when started again.
 """
 
 from __future__ import annotations
