@@ -30,10 +30,10 @@ class ReleasedCodec:
 
 
 class ReleasedModel:
-    """`inference.engine.MimoAudio` of an exported model folder."""
+    """`inference.tasks.MimoAudio` of an exported model folder."""
 
     def __init__(self, lm_dir: str | os.PathLike[str], tokenizer_dir: str | os.PathLike[str]):
-        from mimo_jax.inference.engine import MimoAudio
+        from mimo_jax.inference.tasks import MimoAudio
 
         self._model = MimoAudio.load(lm_dir, tokenizer_dir)
 
