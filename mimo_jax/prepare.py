@@ -154,7 +154,7 @@ def prepare(
     out: str,
     codec: Any = None,
     text_tokenizer: str | None = None,
-    vocab_size: int = 1024,
+    vocab_size: int = 2048,
     tasks: Sequence[str] = (),
     contexts: Sequence[int] = (1024,),
     subsets: Sequence[str] = (),

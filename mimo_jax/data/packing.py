@@ -151,7 +151,8 @@ def _pieces(
             audio = int(is_audio[start:stop].sum())
             rows.append(np.asarray([[example, start, stop, stop - start - audio, audio]]))
     table = np.concatenate(rows).astype(np.int64)
-    return _Pieces(*table.T, dropped=np.asarray(dropped, np.int64))
+    columns = zip(("example", "start", "stop", "text", "audio"), table.T, strict=True)
+    return _Pieces(dropped=np.asarray(dropped, np.int64), **dict(columns))
 
 
 def plan_rows(

@@ -5,19 +5,20 @@ record is accounted for: ``in = written + filtered + quarantined``.
 """
 
 import dataclasses
+import functools
 import json
 import os
 import pathlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 
 from mimo_jax.data import audio as audio_lib
 from mimo_jax.data import formats as formats_lib
-from mimo_jax.data import prepared, prompts, records
+from mimo_jax.data import formats_chat, prepared, prompts, records
 from mimo_jax.data.manifest import ManifestError, Record, TextRecord, from_json, scan_records, to_json
 from mimo_jax.data.sequence import Layout, render
 from mimo_jax.data.stages import write_text
@@ -162,16 +163,24 @@ def _relative(root: pathlib.Path, audio: str, out: pathlib.Path) -> str:
 
 
 def tokenizer_texts(material: formats_lib.Material) -> Iterator[str]:
-    """Every kind of text that examples hold, to train the text tokenizer on."""
-    for pool in (prompts.ASR_INSTRUCTIONS, prompts.TTS_INSTRUCTIONS):
-        yield from (wording for group in pool.values() for wording in group)
-    for record in material.records:
-        given = (record.text, record.caption, record.instruction)
-        yield from (text for text in given if text)
+    """Every kind of text that examples hold, about as often as they hold it, to train the text tokenizer on."""
+    pools = [
+        [w for group in pool.values() for w in group] for pool in (prompts.ASR_INSTRUCTIONS, prompts.TTS_INSTRUCTIONS)
+    ]
+    for number, record in enumerate(material.records):
         if record.text:
-            yield prompts.normalize_case(record.text)
+            yield from (record.text, prompts.normalize_case(record.text))
+            yield from (pool[number % len(pool)] for pool in pools)
+        if record.instruction:
+            yield from (record.instruction, formats_chat.style_thought(record, record.instruction))
+            yield (prompts.STYLE_LINE, prompts.STYLE_VOICE_LINE)[number % 2]
+        if record.reply:
+            yield prompts.VOICE_LINE
+        if record.caption:
+            yield from (prompts.CAPTION_LEAD, record.caption)
         for qa in record.qa:
-            yield from (qa["question"], qa["answer"])
+            thought = formats_chat.listening_thought(record, qa["question"], qa["answer"])
+            yield from (qa["question"], qa["answer"], thought)
     for text in material.texts:
         yield from (t for t in (text.text, text.reply) if t)
 
@@ -212,6 +221,11 @@ def _encode(codec: Codec, waves: list[np.ndarray | str], layout: Layout) -> tupl
     return codes, reasons
 
 
+def _save_part(arrays: tuple[np.ndarray, np.ndarray, np.ndarray], file: BinaryIO) -> None:
+    codes, ends, reasons = arrays
+    np.savez(file, codes=codes, ends=ends, reasons=reasons)
+
+
 def encode_audio(
     scanned: Sequence[Record],
     root: pathlib.Path,
@@ -237,8 +251,8 @@ def encode_audio(
             ready = ready or codec()
             codes, reasons = _encode(ready, _waves(part, root, workers), layout)
             ends = np.cumsum([len(c) for c in codes], dtype=np.int64)
-            arrays = {"codes": np.concatenate(codes), "ends": ends, "reasons": np.asarray(reasons)}
-            audio_lib.write_atomic(path, lambda file, arrays=arrays: np.savez(file, **arrays))
+            packed = (np.concatenate(codes), ends, np.asarray(reasons))
+            audio_lib.write_atomic(path, functools.partial(_save_part, packed))
         with np.load(path) as data:
             frames += int(data["ends"][-1])
             reasons = data["reasons"].tolist()
@@ -324,8 +338,8 @@ def write_examples(
     out.mkdir(parents=True, exist_ok=True)
     audio_lib.write_atomic(out / f"{split}-lengths.npy", lambda file: np.save(file, table))
     text, audio = table.sum(axis=0, dtype=np.int64).tolist()
-    counts = {"in": len(items), "written": len(table), "quarantined": len(bad), "text": text, "audio": audio}
-    return counts | ({"bad": bad} if bad else {})
+    total = {"in": len(items), "written": len(table), "quarantined": len(bad), "text": text, "audio": audio}
+    return {**total, "bad": bad} if bad else total
 
 
 def splits_of(items: Iterable[Record | TextRecord]) -> list[str]:

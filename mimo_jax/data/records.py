@@ -5,6 +5,7 @@ raw little-endian arrays text int32 [n], codes uint16 [p, G, C], loss uint8 [n].
 """
 
 import dataclasses
+import math
 import os
 import pathlib
 import struct
@@ -85,7 +86,7 @@ def from_bytes(data: bytes) -> Example:
             f"record of schema version {header['version']}; this program reads {SCHEMA_VERSION}: prepare again"
         )
     n, shape = header["positions"], tuple(header["codes"])
-    count = int(np.prod(shape))
+    count = math.prod(shape)
     start = 4 + size + (-size % 4)
     if len(data) != start + 5 * n + 2 * count:
         raise ValueError(

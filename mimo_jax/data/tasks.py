@@ -1,7 +1,8 @@
 """seqio tasks and mixtures over a prepared folder: the only module that imports TensorFlow and seqio.
 
 Every task format is registered as ``mimo_<format>`` and every mixture as ``mimo_<mixture>`` when this module is
-imported; they read the record files of the folder named by `set_prepared` (or by ``MIMO_JAX_PREPARED``). For users of seqio and t5x, and to compare with: training here reads the same files through `loader`.
+imported; they read the record files of the folder named by `set_prepared` (or by ``MIMO_JAX_PREPARED``). For users of
+seqio and t5x, and to compare with: training here reads the same files through `loader`.
 
     MIMO_JAX_PREPARED=DIR python -m mimo_jax.data.tasks      # lists what is registered
 """
@@ -9,6 +10,7 @@ imported; they read the record files of the folder named by `set_prepared` (or b
 import functools
 import os
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import seqio
@@ -157,7 +159,7 @@ def listing() -> str:
     return "\n".join(lines)
 
 
-def _ours(registry: type) -> list[str]:
+def _ours(registry: Any) -> list[str]:
     return [name for name in registry.names() if name.startswith(PREFIX)]
 
 

@@ -134,6 +134,10 @@ class WaveformSource:
         """Steps after which every utterance has come at least once."""
         return -(-self.num_examples // self._batch_size)
 
+    def token_counts(self, step: int) -> tuple[int, int]:
+        """(0, 0): waveforms hold no positions of the language model; their stages have budgets in steps."""
+        return 0, 0
+
     def _wave(self, number: int) -> np.ndarray:
         """int16 samples of an utterance, from memory or disk."""
         with self._lock:

@@ -86,7 +86,8 @@ def test_every_format_makes_examples_that_render(name):
         (
             "sft_speech_text_dialogue",
             "r0",
-            "<|im_start|>user\n[AUDIO]<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\none two three<|im_end|>\n",
+            "<|im_start|>user\n[AUDIO]<|im_end|>\n"
+            "<|im_start|>assistant\n<think>\n\n</think>\none two three<|im_end|>\n",
             "one two three<|im_end|>\n",
         ),
         (

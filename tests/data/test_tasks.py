@@ -29,10 +29,10 @@ def folder(tmp_path_factory):
 
 
 def test_tensorflow_is_imported_by_tasks_alone():
-    """Every other data module imports without TensorFlow, seqio, jax or grain."""
+    """Every other data module imports without the heavy packages of the seqio side."""
     modules = sorted(p.stem for p in (ROOT / "mimo_jax" / "data").glob("*.py") if p.stem not in ("__init__", "tasks"))
     code = f"import sys, importlib, json\nfor m in {modules!r}: importlib.import_module('mimo_jax.data.' + m)\n"
-    code += "print(json.dumps([m for m in ('tensorflow', 'seqio', 'jax', 'grain', 'librosa') if m in sys.modules]))"
+    code += "print(json.dumps([m for m in ('tensorflow', 'seqio', 'grain', 'librosa') if m in sys.modules]))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) == []
 
