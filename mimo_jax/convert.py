@@ -1,0 +1,238 @@
+"""Weights in and out: the released MiMo-Audio layout, plain Qwen2 language models, our training checkpoints.
+
+    python -m mimo_jax.convert import --weights MiMo-Audio-7B-Base --out runs/base
+    python -m mimo_jax.convert import --weights MiMo-7B-Base --audio_config gin_or_released_config.json --out runs/init
+    python -m mimo_jax.convert export --model_dir runs/joint --text_tokenizer prepared/text_tokenizer --out exported
+    python -m mimo_jax.convert export --weights exported --out exported_llm --llm_only --max_shard_gb 2
+    python -m mimo_jax.convert verify --weights exported --golden tests/golden/lm_tiny
+    python -m mimo_jax.convert inspect --model mimo_audio_7b
+
+`import` makes a checkpoint that a training run starts from (`--gin.INIT_FROM=...`); `export` makes a folder that this
+package, the released code and (`--llm_only`) `transformers` load; both name every tensor that does not fit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from mimo_jax.cli import UserError
+
+PUBLISHED = ("mimo_audio_7b", "tokenizer_1b")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one subcommand; returns the exit code (2 = a mistake in the input, named in one message)."""
+    options = _parser().parse_args(arguments)
+    try:
+        return int(options.run(options) or 0)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m mimo_jax.convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(required=True, metavar="import | export | verify | inspect")
+
+    command = commands.add_parser("import", help="released weights -> a checkpoint to start training from")
+    command.set_defaults(run=_import)
+    command.add_argument("--weights", required=True, help="folder with safetensors files and config.json")
+    command.add_argument("--out", required=True, help="MODEL_DIR to make; give it to a run as INIT_FROM")
+    command.add_argument("--dtype", help="of the parameters, such as float32; default: as stored")
+    command.add_argument("--empty_token_id", type=int, help="id of <|empty|>, where the folder has no text tokenizer")
+    command.add_argument(
+        "--audio_config",
+        help="for a plain Qwen2-layout LLM: folder of a MiMo-Audio model whose config.json sizes the rest, "
+        "which is initialised at random",
+    )
+    command.add_argument("--seed", type=int, default=0, help="of what is initialised at random")
+
+    command = commands.add_parser("export", help="a checkpoint or a folder -> a folder in the released layout")
+    command.set_defaults(run=_export)
+    source = command.add_mutually_exclusive_group(required=True)
+    source.add_argument("--model_dir", help="MODEL_DIR of a training run")
+    source.add_argument("--weights", help="folder in the released layout (to cut into other shards, or for --llm_only)")
+    command.add_argument("--out", required=True, help="folder to write")
+    command.add_argument("--text_tokenizer", help="folder whose text tokenizer files are added")
+    command.add_argument("--dtype", help="of the tensors of a language model, such as bfloat16; default: as they are")
+    command.add_argument("--max_shard_gb", type=float, default=5.0, help="most gigabytes (1e9 bytes) per file")
+    command.add_argument("--llm_only", action="store_true", help="only the LLM, in the layout of Qwen2")
+
+    command = commands.add_parser("verify", help="run reference numbers through weights; exit code 1 if any is off")
+    command.set_defaults(run=_verify)
+    command.add_argument("--weights", required=True, help="folder in the released layout")
+    command.add_argument("--golden", required=True, help="folder with inputs.npz, outputs.npz and tolerances.json")
+
+    command = commands.add_parser("inspect", help="parameter table of a model; nothing is loaded or allocated")
+    command.set_defaults(run=_inspect)
+    source = command.add_mutually_exclusive_group(required=True)
+    source.add_argument("--weights", help="folder with config.json")
+    source.add_argument("--model", choices=PUBLISHED, help="a published model")
+    command.add_argument("--tensors", action="store_true", help="every array with its shape, too")
+    return parser
+
+
+def _import(options: argparse.Namespace) -> None:
+    from mimo_jax.interop import configs, hf
+    from mimo_jax.training.checkpoints import Checkpoints, Meta
+
+    state: dict[str, Any]
+    kind = configs.kind_of(configs.read_config(options.weights))
+    if kind == "tokenizer":
+        _, variables = hf.load_tokenizer(options.weights)
+        state = {"params": {"tokenizer": variables.pop("params")}, "mutable": variables}
+    elif kind == "lm":
+        _, params = hf.load_lm(options.weights, dtype=options.dtype, empty_token_id=options.empty_token_id)
+        state = {"params": params}
+    elif options.audio_config is None:
+        raise UserError(f"{options.weights}: a plain language model; name the rest of the model with --audio_config")
+    else:
+        state = {"params": _around_llm(options)}
+    checkpoints = Checkpoints(options.out, asynchronous=False)
+    checkpoints.save(state, Meta(step=0))
+    checkpoints.close()
+    print(f"{options.out}: {kind} of {options.weights}; start a run from it with --gin.INIT_FROM={options.out}")
+
+
+def _around_llm(options: argparse.Namespace) -> dict[str, Any]:
+    """Parameters of MiMo-Audio: the LLM of `--weights`, the rest at random."""
+    import dataclasses
+
+    import jax
+    import jax.numpy as jnp
+
+    from mimo_jax.interop import configs, hf
+    from mimo_jax.models.layers import unbox
+    from mimo_jax.models.mimo_audio import MimoAudio
+
+    shape = configs.llm_shape(configs.read_config(options.weights), options.weights)
+    values = configs.read_config(options.audio_config)
+    empty = options.empty_token_id if options.empty_token_id is not None else values.get("empty_token_id")
+    if empty is None:
+        raise UserError(f"{options.audio_config}: the id of <|empty|> is unknown; give --empty_token_id")
+    config = dataclasses.replace(configs.lm_config(values, options.audio_config, empty), **shape)
+    text = jnp.zeros((1, 1), jnp.int32)
+    audio = jnp.zeros((1, 1, config.group_size, config.audio_channels), jnp.int32)
+    llm = hf.load_llm(options.weights, config, dtype=options.dtype)
+
+    def rest(key: jax.Array) -> dict[str, Any]:  # the LLM's random values are never made: nothing reads them
+        params = unbox(MimoAudio(config).init(key, text, audio)["params"])
+        return {part: tree for part, tree in params.items() if part not in llm}
+
+    return jax.jit(rest)(jax.random.key(options.seed)) | llm
+
+
+def _export(options: argparse.Namespace) -> None:
+    from mimo_jax.interop import configs, hf
+
+    target: dict[str, Any] = {"max_shard_bytes": int(options.max_shard_gb * 1e9)}
+    text_tokenizer = options.text_tokenizer
+    base = None
+    if options.weights:
+        base = configs.read_config(options.weights)
+        kind = configs.kind_of(base)
+        if kind == "tokenizer":
+            config, tree = hf.load_tokenizer(options.weights)
+        elif kind == "lm":
+            config, tree = hf.load_lm(options.weights)
+            text_tokenizer = text_tokenizer or options.weights
+        else:
+            raise UserError(f"{options.weights}: already the layout of Qwen2")
+    else:
+        kind, config, tree = _trained(options.model_dir)
+    if kind == "tokenizer":
+        if options.llm_only or options.dtype:
+            raise UserError("--llm_only and --dtype are for language models; this is an audio tokenizer")
+        hf.save_tokenizer(options.out, config, tree, **target)
+    else:
+        target |= {"text_tokenizer_dir": text_tokenizer, "dtype": options.dtype}
+        if options.llm_only:
+            hf.save_llm(options.out, config, tree, **target)
+        else:
+            hf.save_lm(options.out, config, tree, base_config=base, **target)
+    print(f"{options.out}: written")
+
+
+def _trained(model_dir: str) -> tuple[str, Any, Any]:
+    """(kind, configuration, tree) of a run's newest checkpoint, the configuration from the run's own gin text."""
+    import gin
+    from mimo_jax.objectives.language_model import LanguageModelObjective
+    from mimo_jax.training.checkpoints import load_params
+
+    params, mutable, meta = load_params(model_dir)
+    if not meta.config:
+        raise UserError(
+            f"{model_dir}: an imported checkpoint; the folder it came from is already in the released layout"
+        )
+    gin.parse_config(meta.config)
+    objective = gin.query_parameter("mimo_jax.train.train.objective").scoped_configurable_fn()
+    if isinstance(objective, LanguageModelObjective):
+        return "lm", objective.model, params
+    if hasattr(objective, "tokenizer_variables"):
+        return "tokenizer", objective.config, objective.tokenizer_variables(params, mutable)
+    raise UserError(f"{model_dir}: trained with {type(objective).__name__}, which has no released layout")
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from mimo_jax.interop import verify
+
+    return 0 if verify.verify(options.weights, options.golden) else 1
+
+
+def _inspect(options: argparse.Namespace) -> None:
+    from mimo_jax.interop import configs, hf
+    from mimo_jax.models.mimo_audio import MimoAudioConfig
+    from mimo_jax.models.tokenizer import TokenizerConfig
+
+    if options.weights:
+        values = configs.read_config(options.weights)
+        kind, source = configs.kind_of(values), options.weights
+    else:
+        # The dataclasses' defaults are the published models.
+        kind, source = ("tokenizer" if options.model == "tokenizer_1b" else "lm"), options.model
+        values = {}
+    if kind == "tokenizer":
+        tokenizer = configs.tokenizer_config(values, source) if values else TokenizerConfig()
+        variables = hf.tokenizer_shapes(tokenizer)
+        tree = {
+            **variables["params"],
+            "codebooks": {k: v["embed"] for k, v in variables["codebooks"]["quantizer"].items()},
+        }
+    else:
+        if kind == "llm":
+            model = MimoAudioConfig(**configs.llm_shape(values, source), empty_token_id=0)
+        else:
+            model = configs.lm_config(values, source, values.get("empty_token_id", 0)) if values else MimoAudioConfig()
+        tree = hf.lm_shapes(model)
+        if kind == "llm":
+            tree = {part: tree[part] for part in ("embed_tokens", "llm", "lm_head")}
+    _print_table(source, tree, options.tensors)
+
+
+def _print_table(title: str, tree: dict[str, Any], tensors: bool) -> None:
+    import math
+
+    from flax import traverse_util
+
+    from mimo_jax.interop.safetensors_files import natural_order
+
+    flat = {"/".join(path): leaf for path, leaf in traverse_util.flatten_dict(tree).items()}
+    totals: dict[str, int] = {}
+    for name, leaf in flat.items():
+        part = name.split("/")[0].rstrip("0123456789").rstrip("_")  # the tables and heads of all codebooks are one part
+        totals[part] = totals.get(part, 0) + math.prod(leaf.shape)
+    print(f"{title}: {sum(totals.values()) / 1e9:.3f} B parameters")
+    if tensors:
+        for name in sorted(flat, key=natural_order):
+            print(f"  {name:<64} {list(flat[name].shape)!s:<24} {math.prod(flat[name].shape):>16,}")
+    for part, count in sorted(totals.items(), key=lambda item: -item[1]):
+        print(f"  {part:<40} {count:>16,}  {100 * count / sum(totals.values()):5.1f} %")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
