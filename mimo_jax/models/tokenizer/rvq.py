@@ -114,6 +114,7 @@ class RvqTraining:
     dropout: float = 0.0
 
 
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class RvqOutput:
     """Result of a training pass.
@@ -195,7 +196,7 @@ def replace_dead(
 
 
 def train_pass(
-    codebooks: Codebooks, x: Array, mask: Array, rng: jax.Array, options: RvqTraining
+    codebooks: Codebooks, x: Array, mask: Array, rng: jax.Array, options: RvqTraining, active: Array | bool = True
 ) -> tuple[Codebooks, RvqOutput]:
     """Quantises features and moves the codebooks.
 
@@ -205,14 +206,30 @@ def train_pass(
       mask: [B, T] bool, valid frames; at least one.
       rng: key for k-means, replacements and dropout.
       options: how to learn.
+      active: scalar bool; while False the features pass unchanged, nothing is learned and all metrics are 0.
 
     Returns:
       (the next codebooks, `RvqOutput` made with the codes before their EMA update).
     """
+
+    def skip() -> tuple[Codebooks, RvqOutput]:
+        zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes[1])
+        quantized = jnp.where(mask[..., None], x, 0)
+        return codebooks, dataclasses.replace(zeros, quantized=quantized)
+
+    if active is True:
+        return _train_pass(codebooks, x, mask, rng, options)
+    shapes = jax.eval_shape(lambda: _train_pass(codebooks, x, mask, rng, options))
+    return jax.lax.cond(active, lambda: _train_pass(codebooks, x, mask, rng, options), skip)
+
+
+def _train_pass(
+    codebooks: Codebooks, x: Array, mask: Array, rng: jax.Array, options: RvqTraining
+) -> tuple[Codebooks, RvqOutput]:
     batch, _, dim = x.shape
     n = len(codebooks)
     drop_rng, count_rng, *layer_rngs = jax.random.split(rng, n + 2)
-    active = jnp.where(
+    books = jnp.where(
         jax.random.uniform(drop_rng, (batch, 1)) < options.dropout,
         jax.random.randint(count_rng, (batch, 1), 1, n + 1),
         n,
@@ -220,7 +237,7 @@ def train_pass(
     residual, quantized = x.astype(jnp.float32), jnp.zeros(x.shape, jnp.float32)
     updated, codes, commitment, metrics = {}, [], jnp.float32(0), {}
     for i in range(n):
-        used = mask & (i < active)
+        used = mask & (i < books)
         rows, used_rows = jax.lax.stop_gradient(residual).reshape(-1, dim), used.reshape(-1)
         init_rng, dead_rng = jax.random.split(layer_rngs[i])
         book = initialise(codebooks[f"layers_{i}"], init_rng, rows, used_rows, options)
