@@ -7,8 +7,8 @@ Top-p needs no sorting here (on a CPU, sorting would cost more than the model): 
 one masked sum tells whether it survives top-p, and if it does not, the draw is repeated among the better tokens. What
 comes out is distributed exactly as a draw from the filtered scores, after little more than one pass on average.
 
-Randomness: a key per choice, derived from the request's seed, the position and the place in the patch. A request's
-tokens therefore depend neither on its neighbours in the batch nor on its row.
+Randomness: 32 random bits per choice, derived from the request's seed, the position and the place in the patch. A
+request's tokens therefore depend neither on its neighbours in the batch nor on its row.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def draw(probabilities: Array, uniform: Array) -> Array:
     return (cumulative <= point).sum(-1).astype(jnp.int32)
 
 
-def choose(scores: Array, forbidden: Array, chosen: Settings, keys: Array) -> Array:
+def choose(scores: Array, forbidden: Array, chosen: Settings, bits: Array) -> Array:
     """One token per row.
 
     Args:
@@ -112,7 +112,7 @@ def choose(scores: Array, forbidden: Array, chosen: Settings, keys: Array) -> Ar
       forbidden: [N, V] or [1, V] bool, tokens that must not be chosen; removed after the filters. Where the filters
         leave nothing else, the choice is made among all tokens that are allowed.
       chosen: settings of the N rows.
-      keys: [N] random keys, see `choice_keys`.
+      bits: [N] uint32 random bits, see `choice_bits`.
 
     Returns:
       int32 [N]. Drawing is skipped at run time when no row asks for it.
@@ -136,7 +136,7 @@ def choose(scores: Array, forbidden: Array, chosen: Settings, keys: Array) -> Ar
 
         def attempt(state: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
             count, token, floor, done = state
-            uniform = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, count)))(keys)
+            uniform = uniform_of_attempt(bits, count)
             # At least the best allowed token is above the floor, so every attempt has something to draw from.
             new = draw(jnp.where(pool > floor[:, None], weights, 0.0), uniform)
             token = jnp.where(done, token, new)
@@ -150,14 +150,26 @@ def choose(scores: Array, forbidden: Array, chosen: Settings, keys: Array) -> Ar
     return jax.lax.cond(chosen.do_sample.any(), sampled, lambda: best)
 
 
-def choice_keys(seeds: Array, positions: Array, places: int) -> Array:
-    """Random keys [N, places] of one position each: seeds [N] uint32, positions [N].
+def uniform_of_attempt(bits: Array, count: Array) -> Array:
+    """Numbers in [0, 1), float32 [N], of the attempt `count` to draw, from the choice's bits (uint32 [N]).
+
+    The bits and a multiple of the golden ratio go through MurmurHash3's finaliser: a dozen operations, where folding
+    the attempt into a key would cost more than the draw, at run time and in compilation.
+    """
+    x = bits + count.astype(jnp.uint32) * jnp.uint32(0x9E3779B9)
+    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+    x = x ^ (x >> 16)
+    return (x >> 8).astype(jnp.float32) * jnp.float32(2**-24)
+
+
+def choice_bits(seeds: Array, positions: Array, places: int) -> Array:
+    """Random bits uint32 [N, places] for the choices of one position each: seeds [N] uint32, positions [N].
 
     Place 0 is the text token, the others are the codes of the patch in the order the caller numbers them.
     """
 
     def one(seed: Array, position: Array) -> Array:
-        key = jax.random.fold_in(jax.random.key(seed), position)
-        return jax.vmap(lambda place: jax.random.fold_in(key, place))(jnp.arange(places))
+        return jax.random.bits(jax.random.fold_in(jax.random.key(seed), position), (places,))
 
     return jax.vmap(one)(seeds, positions)
