@@ -10,10 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mimo_jax.interop import hf
 from mimo_jax.models.tokenizer import MimoAudioTokenizer
 from mimo_jax.models.tokenizer.frontend import log_mel
-
-from . import released
 
 
 class Golden:
@@ -21,7 +20,7 @@ class Golden:
         self.inputs = dict(np.load(folder / "inputs.npz"))
         self.outputs = dict(np.load(folder / "outputs.npz"))
         self.atol = json.loads((folder / "tolerances.json").read_text())["atol"]
-        self.config, self.variables = released.load(folder)
+        self.config, self.variables = hf.load_tokenizer(folder)
 
     def check(self, name, value):
         expected = self.outputs[name].reshape(np.shape(value))
