@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util  # noqa: F401  (gin uses it without importing it)
+import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -100,7 +101,7 @@ def _one_line(error: BaseException) -> str:
 
 def run(function: Callable[..., Any]) -> None:
     """Parses the command line and calls `function` with its gin bindings. Exits with code 2 on a user's mistake."""
-    from absl import app, flags, logging
+    from absl import app, flags
 
     flags.DEFINE_multi_string("gin_file", [], "gin file; may be given several times, later ones override.")
     flags.DEFINE_multi_string("gin_bindings", [], "one gin binding; --gin.NAME=VALUE is the short form.")
@@ -110,7 +111,7 @@ def run(function: Callable[..., Any]) -> None:
     def main(argv: Sequence[str]) -> None:
         if argv[1:]:
             raise UserError(f"unexpected argument {argv[1]!r}; every option starts with --")
-        logging.set_verbosity(logging.INFO)
+        _log_to_stderr()
         import gin
 
         parse_gin(flags.FLAGS.gin_file, flags.FLAGS.gin_bindings, flags.FLAGS.gin_search_paths)
@@ -122,6 +123,19 @@ def run(function: Callable[..., Any]) -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+def _log_to_stderr() -> None:
+    """Our own messages from level INFO, other packages' from WARNING: a save or a compilation of theirs is no news."""
+    from absl import logging as absl_logging
+
+    absl_logging.set_verbosity(absl_logging.WARNING)
+    ours = logging.getLogger("mimo_jax")
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    ours.addHandler(handler)
+    ours.setLevel(logging.INFO)
+    ours.propagate = False
 
 
 def _guarded(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> None:

@@ -9,13 +9,13 @@ the optimiser's groups and the mesh. MODEL_DIR receives checkpoints, `config.gin
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from absl import logging
 from flax import linen as nn
 
 import gin
@@ -30,6 +30,8 @@ from mimo_jax.training.optimizer import FROZEN, Optimizer
 from mimo_jax.training.schedule import Budget
 from mimo_jax.training.state import TrainState, make_train_step, new_state
 
+logger = logging.getLogger(__name__)
+
 
 def train(
     *,
@@ -43,6 +45,7 @@ def train(
     hardware: mesh_lib.Hardware = mesh_lib.Hardware(),
     intervals: loop.Intervals = loop.Intervals(),
     init_from: str | None = None,
+    export: Callable[[Objective, Any, Any], None] | None = None,
     seed: int = 0,
     keep_checkpoints: int = 2,
 ) -> TrainState:
@@ -59,6 +62,8 @@ def train(
       hardware: mesh and sharding rules.
       intervals: steps between log lines, evaluations, checkpoints.
       init_from: MODEL_DIR of an earlier stage whose parameters this one starts from (only on a fresh start).
+      export: called as `export(objective, params, mutable)` once the budget is spent, e.g. an
+        `interop.exporters` function that writes the released layout.
       seed: of initialisation and of everything random in a step.
       keep_checkpoints: newest checkpoints kept.
 
@@ -67,7 +72,7 @@ def train(
     """
     # --- mesh ---
     mesh = hardware.make_mesh()
-    logging.info("%s: mesh %s on %s", name, dict(mesh.shape), mesh.devices.flat[0].device_kind)
+    logger.info("%s: mesh %s on %s", name, dict(mesh.shape), mesh.devices.flat[0].device_kind)
     Path(model_dir).mkdir(parents=True, exist_ok=True)
 
     with jax.set_mesh(mesh), nn.logical_axis_rules(hardware.rules):
@@ -89,7 +94,7 @@ def train(
         restored = checkpoints.restore_latest(abstract_state)
         if restored is not None:
             state, meta = restored
-            logging.info("%s: resumed at step %d", name, meta.step)
+            logger.info("%s: resumed at step %d", name, meta.step)
         else:
             meta = Meta(step=0, config=gin.config_str())
             state = jax.jit(
@@ -98,7 +103,9 @@ def train(
             if init_from:
                 state = warm_start.apply(objective, state, init_from, shardings)
         if meta.finished:
-            logging.info("%s: already finished at step %d", name, meta.step)
+            logger.info("%s: already finished at step %d", name, meta.step)
+            if export is not None:
+                export(objective, state.params, state.mutable)
             return state
         (Path(model_dir) / "config.gin").write_text(gin.config_str())
 
@@ -127,6 +134,8 @@ def train(
         )
         writer.close()
         checkpoints.close()
+        if export is not None:
+            export(objective, state.params, state.mutable)
     return state
 
 
@@ -166,10 +175,10 @@ def _log_overview(name: str, params: Any, optimizer: Optimizer) -> None:
     labels = jax.tree.leaves(optimizer.labels(params))
     sizes = [int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params)]
     trained = sum(size for size, label in zip(sizes, labels, strict=True) if label != FROZEN)
-    logging.info("%s: %.3f M parameters, %.3f M trained", name, sum(sizes) / 1e6, trained / 1e6)
+    logger.info("%s: %.3f M parameters, %.3f M trained", name, sum(sizes) / 1e6, trained / 1e6)
     for module, tree in params.items():
         count = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
-        logging.info("  %-28s %10.3f M", module, count / 1e6)
+        logger.info("  %-28s %10.3f M", module, count / 1e6)
 
 
 if __name__ == "__main__":

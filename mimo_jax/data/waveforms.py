@@ -16,6 +16,7 @@ from typing import Literal
 import numpy as np
 
 from mimo_jax.data import audio as audio_lib
+from mimo_jax.data import packing
 from mimo_jax.data.manifest import Record, read_manifest
 from mimo_jax.data.permutation import key_of, permute
 
@@ -43,7 +44,9 @@ class WaveformSource:
         split: "train", "validation" or "test_voices".
         subsets: keep only these subsets; none keeps all.
         lengths: "whole" skips utterances longer than S; "crop" takes all, and of longer ones a part of S samples whose
-            place depends on (seed, epoch, utterance); a cropped one has text length 0.
+            place depends on (seed, epoch, utterance); a cropped one has text length 0. "joined" fills each row with
+            several whole utterances, one after the other, audio and text alike: little of a fixed-shape batch is
+            padding then. Which utterances share a row is planned once, by best fit.
         seed: of order and crops.
         host_index, host_count: this host's slice of the batch.
         repeat: False gives one pass; rows behind its end have ``num_samples`` 0.
@@ -67,7 +70,7 @@ class WaveformSource:
         max_text: int = 0,
         split: str = "train",
         subsets: Sequence[str] = (),
-        lengths: Literal["whole", "crop"] = "whole",
+        lengths: Literal["whole", "crop", "joined"] = "whole",
         seed: int = 0,
         host_index: int = 0,
         host_count: int = 1,
@@ -91,6 +94,7 @@ class WaveformSource:
         self.skipped: Counter[str] = Counter()
         self.records: list[Record] = []
         self._text: list[np.ndarray] = []
+        self._samples_of: list[int] = []
         wanted = [r for r in read_manifest(path) if r.split == split and (not subsets or r.subset in subsets)]
         self._select(wanted, text_ids)
         if self.skipped:
@@ -99,6 +103,7 @@ class WaveformSource:
             raise ValueError(
                 f"{path}: no {split} utterance is left ({len(wanted)} there, skipped {dict(self.skipped)})"
             )
+        self._rows = self._plan_rows()
 
     def _select(self, wanted: Sequence[Record], text_ids: TextIds | None) -> None:
         texts = [np.asarray(text_ids(r.text or "") if text_ids else [], np.int32) for r in wanted]
@@ -109,11 +114,24 @@ class WaveformSource:
                 self.skipped["no_text"] += 1
             elif len(text) > self._max_text:
                 self.skipped["text_too_long"] += 1
-            elif self._lengths == "whole" and samples > self._max_samples:
+            elif self._lengths != "crop" and samples > self._max_samples:
                 self.skipped["audio_too_long"] += 1
             else:
                 self.records.append(record)
                 self._text.append(text)
+                self._samples_of.append(samples)
+
+    def _plan_rows(self) -> list[np.ndarray]:
+        """Utterances of each row; one each, unless rows are joined."""
+        if self._lengths != "joined":
+            return [np.asarray([number]) for number in range(self.num_examples)]
+        counts = np.stack([np.asarray(self._samples_of), np.zeros(self.num_examples, np.int64)], axis=1)
+        plan = packing.plan_rows(counts, self._max_samples, seed=self._seed)
+        rows = np.split(plan.example, plan.offsets[1:-1])
+        longest = max(sum(len(self._text[number]) for number in row) for row in rows)
+        if longest > self._max_text:
+            raise ValueError(f"joined utterances have up to {longest} text ids: raise max_text = {self._max_text}")
+        return rows
 
     def _samples(self, record: Record) -> int | str:
         """Length at 24 kHz, from the manifest where it is given; the reason where the file cannot be read."""
@@ -132,7 +150,7 @@ class WaveformSource:
 
     def steps_per_pass(self) -> int:
         """Steps after which every utterance has come at least once."""
-        return -(-self.num_examples // self._batch_size)
+        return -(-len(self._rows) // self._batch_size)
 
     def token_counts(self, step: int) -> tuple[int, int]:
         """(0, 0): waveforms hold no positions of the language model; their stages have budgets in steps."""
@@ -160,21 +178,24 @@ class WaveformSource:
         while self._room < 0 and self._cache:
             self._room += self._cache.popitem(last=False)[1].nbytes
 
-    def _row(self, number: int) -> tuple[int, np.ndarray, bool]:
-        """(utterance, its int16 samples, whether cropped) of a row of the endless list; utterance -1 behind the end."""
-        epoch, place = divmod(number, self.num_examples)
+    def _row(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """(int16 samples, text ids) of a row of the endless list; both empty behind the end of a single pass."""
+        nothing = np.zeros(0, np.int16), np.zeros(0, np.int32)
+        epoch, place = divmod(number, len(self._rows))
         if epoch and not self._repeat:
-            return -1, np.zeros(0, np.int16), False
+            return nothing
         if self._shuffle:
-            place = int(permute(np.asarray(place), self.num_examples, key_of(self._seed, epoch)))
-        wave = self._wave(place)
+            place = int(permute(np.asarray(place), len(self._rows), key_of(self._seed, epoch)))
+        utterances = self._rows[place]
+        wave = np.concatenate([self._wave(int(one)) for one in utterances])
+        text = np.concatenate([self._text[one] for one in utterances])
         if len(wave) <= self._max_samples:
-            return place, wave, False
-        if self._lengths == "whole":
-            return place, wave[: self._max_samples], False
+            return wave, text
+        if self._lengths != "crop":
+            return wave[: self._max_samples], text
         room = len(wave) - self._max_samples + 1
         start = key_of(self._seed, epoch, place, 1) % room
-        return place, wave[start : start + self._max_samples], True
+        return wave[start : start + self._max_samples], nothing[1]
 
     def batch(self, step: int) -> Batch:
         """This host's utterances of a step.
@@ -191,11 +212,9 @@ class WaveformSource:
             "text_length": np.zeros(count, np.int32),
         }
         numbers = (step * self._batch_size + self._host_rows).tolist()
-        for line, (place, wave, cropped) in enumerate(self._pool.map(self._row, numbers)):
+        for line, (wave, text) in enumerate(self._pool.map(self._row, numbers)):
             out["waveform"][line, : len(wave)] = wave.astype(np.float32) / 32767
             out["num_samples"][line] = len(wave)
-            if place >= 0 and not cropped:
-                text = self._text[place]
-                out["text"][line, : len(text)] = text
-                out["text_length"][line] = len(text)
+            out["text"][line, : len(text)] = text
+            out["text_length"][line] = len(text)
         return out

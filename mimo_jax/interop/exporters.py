@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from absl import logging
-
 from mimo_jax.interop import hf
 from mimo_jax.objectives.base import Objective
+
+logger = logging.getLogger(__name__)
 
 Exporter = Callable[[Objective, Any, Any], None]
 
@@ -21,7 +22,7 @@ def language_model(folder: str | os.PathLike[str], prepared: str | os.PathLike[s
     def export(objective: Any, params: Any, mutable: Any) -> None:
         del mutable
         hf.save_lm(folder, objective.model, params, text_tokenizer_dir=Path(prepared) / "text_tokenizer")
-        logging.info("language model exported to %s", folder)
+        logger.info("language model exported to %s", folder)
 
     return export
 
@@ -31,6 +32,6 @@ def audio_tokenizer(folder: str | os.PathLike[str]) -> Exporter:
 
     def export(objective: Any, params: Any, mutable: Any) -> None:
         hf.save_tokenizer(folder, objective.config, objective.tokenizer_variables(params, mutable))
-        logging.info("audio tokenizer exported to %s", folder)
+        logger.info("audio tokenizer exported to %s", folder)
 
     return export

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from absl import logging
 from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mimo_jax.cli import UserError
 from mimo_jax.models import layers
+
+logger = logging.getLogger(__name__)
 
 MESH_AXES = ("data", "fsdp", "sequence", "tensor")
 # Logical axis -> mesh axes. The first rule whose mesh axes are still free in an array applies.
@@ -97,7 +99,7 @@ def tree_shardings(boxed: Any, mesh: Mesh, rules: Sequence[tuple[str, Any]]) -> 
             names = (axis,) if isinstance(axis, str) else tuple(axis or ())
             shards = int(np.prod([mesh.shape[name] for name in names]))
             if array.shape[dimension] % shards:
-                logging.info("dimension %d of shape %s is not divided by %s: kept whole", dimension, array.shape, axis)
+                logger.info("dimension %d of shape %s is not divided by %s: kept whole", dimension, array.shape, axis)
                 axes[dimension] = None
         return NamedSharding(mesh, PartitionSpec(*axes))
 

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
-from absl import logging
 
 from mimo_jax.cli import UserError
+
+logger = logging.getLogger(__name__)
 
 FOLDER = "checkpoints"
 
@@ -76,7 +78,7 @@ class Checkpoints:
                 )
                 return restored["state"], Meta(**restored["meta"])
             except Exception as error:  # any failure of the reader means this checkpoint is unusable
-                logging.warning(
+                logger.warning(
                     "checkpoint %s cannot be read (%s); trying the one before it", self._folder / str(step), error
                 )
                 self._set_aside(step)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import logging
 import signal
 import sys
 import threading
@@ -14,7 +15,6 @@ from typing import Any, Protocol
 
 import jax
 import numpy as np
-from absl import logging
 from jax.sharding import Mesh
 
 from mimo_jax.cli import UserError
@@ -23,6 +23,8 @@ from mimo_jax.training.checkpoints import Checkpoints, Meta
 from mimo_jax.training.metrics import MetricWriter
 from mimo_jax.training.schedule import Budget
 from mimo_jax.training.state import TrainState
+
+logger = logging.getLogger(__name__)
 
 # Exit code of a run that saved its state because it was asked to stop: start it again and it goes on.
 EXIT_PREEMPTED = 75
@@ -109,8 +111,8 @@ class Evaluation:
             for step in range(self._batches):
                 batch = mesh_lib.put_batch(source.batch(step), self._mesh)
                 for key, (total, count) in jax.device_get(self._evaluate(state.params, state.mutable, batch)).items():
-                    sums[key] += float(total)
-                    counts[key] += float(count)
+                    sums[key] += float(np.sum(total))
+                    counts[key] += float(np.sum(count))
             results |= {f"{name}/{key}": sums[key] / counts[key] for key in sums if counts[key] > 0}
         return results
 
@@ -149,7 +151,7 @@ def run(
         results = evaluation(state)
         if results:
             writer.write(step, _counters(name, text_tokens, audio_tokens) | results)
-            logging.info("%s step %d held out: %s", name, step, _format(results))
+            logger.info("%s step %d held out: %s", name, step, _format(results))
 
     step = meta.step
     batches = prefetch(source.batch, step, intervals.prefetch)
@@ -181,7 +183,7 @@ def run(
             if stop.event.is_set() and not done:
                 checkpoints.save(state, meta_now(step, finished=False))
                 checkpoints.wait()
-                logging.warning("%s: asked to stop; saved at step %d, start again to go on", name, step)
+                logger.warning("%s: asked to stop; saved at step %d, start again to go on", name, step)
                 sys.exit(EXIT_PREEMPTED)
             if intervals.checkpoint and step % intervals.checkpoint == 0 and not done:
                 checkpoints.save(state, meta_now(step, finished=False))

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import jax
-from absl import logging
 from flax import traverse_util
 
 from mimo_jax.cli import UserError
 from mimo_jax.objectives.base import Objective
 from mimo_jax.training.checkpoints import load_params
 from mimo_jax.training.state import TrainState
+
+logger = logging.getLogger(__name__)
 
 
 def apply(objective: Objective, state: TrainState, model_dir: str, shardings: TrainState) -> TrainState:
@@ -31,7 +33,7 @@ def apply(objective: Objective, state: TrainState, model_dir: str, shardings: Tr
     else:
         params = _by_name(state.params, source_params, model_dir)
         mutable = _by_name(state.mutable, source_mutable, model_dir) if source_mutable else state.mutable
-    logging.info("started from %s, step %d", model_dir, meta.step)
+    logger.info("started from %s, step %d", model_dir, meta.step)
     return state.replace(
         params=jax.device_put(params, shardings.params), mutable=jax.device_put(mutable, shardings.mutable)
     )
