@@ -362,7 +362,7 @@ class Engine:
         for i, request in enumerate(requests):
             stop[i, : len(request.stop_tokens)] = request.stop_tokens
         limit = self.max_positions
-        return Rows(
+        rows = Rows(
             min_length=length + np.array([min(r.min_new, limit) for r in requests], np.int32),
             max_length=np.minimum(length + np.array([min(r.max_new, limit) for r in requests], np.int32), limit),
             stop_tokens=stop,
@@ -371,6 +371,7 @@ class Engine:
             text=sampling.settings([r.text_sampling for r in requests]),
             audio=sampling.settings([r.audio_sampling for r in requests]),
         )
+        return jax.tree.map(jnp.asarray, rows)
 
     def _state(self, requests: Sequence[Request], slots: int) -> State:
         config, compute = self.config, self._programs.compute

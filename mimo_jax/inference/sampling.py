@@ -19,7 +19,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 Array = jax.Array
 
@@ -62,12 +61,12 @@ class Settings(NamedTuple):
 
 
 def settings(rows: Sequence[Sampling]) -> Settings:
-    """Settings of a batch of rows (host arrays)."""
+    """Settings of a batch of rows."""
     return Settings(
-        do_sample=np.array([r.do_sample for r in rows], bool),
-        temperature=np.array([1.0 if r.temperature is None else r.temperature for r in rows], np.float32),
-        top_k=np.array([r.top_k or 0 for r in rows], np.int32),
-        top_p=np.array([0.0 if not r.top_p or r.top_p > 1 else r.top_p for r in rows], np.float32),
+        do_sample=jnp.array([r.do_sample for r in rows], jnp.bool_),
+        temperature=jnp.array([1.0 if r.temperature is None else r.temperature for r in rows], jnp.float32),
+        top_k=jnp.array([r.top_k or 0 for r in rows], jnp.int32),
+        top_p=jnp.array([0.0 if not r.top_p or r.top_p > 1 else r.top_p for r in rows], jnp.float32),
     )
 
 

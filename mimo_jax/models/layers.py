@@ -150,7 +150,7 @@ def attention(
     return jax.nn.dot_product_attention(query, key, value, mask=mask, implementation=implementation)  # type: ignore[arg-type]
 
 
-def cached_attention(query: Array, keys: Array, values: Array, mask: Array) -> Array:
+def cached_attention(query: Array, keys: Array, values: Array, mask: Array | None) -> Array:
     """As `attention`, over a key/value cache laid out [B, kv_heads, S, head_dim].
 
     With heads before slots, one query per sequence is a matrix-vector product over contiguous memory (measured on CPU: 2
@@ -159,7 +159,8 @@ def cached_attention(query: Array, keys: Array, values: Array, mask: Array) -> A
     batch, length, heads, head_dim = query.shape
     grouped = query.reshape(batch, length, keys.shape[1], -1, head_dim)
     scores = jnp.einsum("btkgd,bksd->bkgts", grouped, keys, preferred_element_type=jnp.float32) / head_dim**0.5
-    scores = jnp.where(mask[:, :, None], scores, jnp.finfo(jnp.float32).min)
+    if mask is not None:
+        scores = jnp.where(mask[:, :, None], scores, jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
     return jnp.einsum("bkgts,bksd->btkgd", weights, values).reshape(batch, length, heads, head_dim)
 
