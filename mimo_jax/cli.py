@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 _GIN_PREFIX = "--gin."
+# Exit code of a run that saved its state because it was asked to stop: start it again and it goes on.
+EXIT_PREEMPTED = 75
 
 
 class UserError(Exception):
@@ -111,7 +113,7 @@ def run(function: Callable[..., Any]) -> None:
     def main(argv: Sequence[str]) -> None:
         if argv[1:]:
             raise UserError(f"unexpected argument {argv[1]!r}; every option starts with --")
-        _log_to_stderr()
+        log_to_stderr()
         import gin
 
         parse_gin(flags.FLAGS.gin_file, flags.FLAGS.gin_bindings, flags.FLAGS.gin_search_paths)
@@ -125,7 +127,7 @@ def run(function: Callable[..., Any]) -> None:
         sys.exit(2)
 
 
-def _log_to_stderr() -> None:
+def log_to_stderr() -> None:
     """Our own messages from level INFO, other packages' from WARNING: a save or a compilation of theirs is no news."""
     from absl import logging as absl_logging
 

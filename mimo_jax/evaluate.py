@@ -28,6 +28,7 @@ def evaluate(
     prepared_dir: str | None = None,
     options: SuiteOptions | None = None,
     loss_mixtures: Mapping[str, Any] | None = None,
+    loss_split: str = "validation",
     loss_batch_size: int = 8,
     loss_context: int = 256,
     identity: Mapping[str, str] | None = None,
@@ -43,6 +44,7 @@ def evaluate(
       prepared_dir: prepared folder for the held-out losses; without it they are left out.
       options: how much is measured (default `SuiteOptions()`).
       loss_mixtures: name -> mixture (name or `Mixture`) of the held-out losses; the first gives the top-level figures.
+      loss_split: held-out rows of the losses; "validation_core" are those of one subset.
       loss_batch_size, loss_context: shape of the rows for the losses.
       identity: what else decides the figures, for instance the hash of the checkpoints.
 
@@ -58,16 +60,17 @@ def evaluate(
     systems = load_systems(recogniser_dir, tokenizer_dir, lm_dir)
     losses = None
     if lm_dir and prepared_dir:
-        losses = load_losses(lm_dir, prepared_dir, loss_mixtures or {"joint": "joint"}, loss_batch_size, loss_context)
+        mixtures = loss_mixtures or {"joint": "joint"}
+        losses = load_losses(lm_dir, prepared_dir, mixtures, loss_split, loss_batch_size, loss_context)
     return evaluate_chain(
         systems, read_manifest(corpus_dir), Path(corpus_dir), out_dir, options or SuiteOptions(), losses, identity
     )
 
 
 def load_losses(
-    lm_dir: str, prepared_dir: str, mixtures: Mapping[str, Any], batch_size: int, context: int
+    lm_dir: str, prepared_dir: str, mixtures: Mapping[str, Any], split: str, batch_size: int, context: int
 ) -> HeldOutLosses:
-    """One pass over the validation rows of each mixture, with the exported language model's losses."""
+    """One pass over the held-out rows of each mixture, with the exported language model's losses."""
     import jax
 
     from mimo_jax.data.loader import PackedSource
@@ -78,7 +81,7 @@ def load_losses(
     objective = LanguageModelObjective(config)
     compiled = jax.jit(lambda p, batch: objective.evaluate(p, {}, batch))
     sources = {
-        name: PackedSource(prepared_dir, mixture, batch_size, context, split="validation", repeat=False)
+        name: PackedSource(prepared_dir, mixture, batch_size, context, split=split, repeat=False)
         for name, mixture in mixtures.items()
     }
     return HeldOutLosses(lambda batch: compiled(params, dict(batch)), sources, config.empty_token_id)

@@ -131,8 +131,7 @@ def _write_examples(
         raise ValueError(f"unknown tasks {unknown}; known are {sorted(known)}")
     counts: dict[str, Any] = {}
     usable = [r for r in given.records if len(codes(r.id))]
-    for split in preparation.splits_of([*given.records, *given.texts]):
-        material = Material([r for r in usable if r.split == split], [t for t in given.texts if t.split == split])
+    for split, material in _selections(usable, given.texts).items():
         for name in tasks or known:
             counts.setdefault(name, {})[split] = preparation.write_examples(
                 known[name],
@@ -147,6 +146,21 @@ def _write_examples(
                 progress=_progress,
             )
     return counts
+
+
+def _selections(records: Sequence[Record], texts: Sequence[TextRecord]) -> dict[str, Material]:
+    """Material of each split; held-out splits also apart by subset ("validation_core"), so that losses can be, too."""
+    wanted: dict[str, tuple[str, str | None]] = {
+        split: (split, None) for split in preparation.splits_of([*records, *texts])
+    }
+    subsets = sorted({r.subset for r in records})
+    if len(subsets) > 1:
+        wanted |= {f"{s}_{subset}": (s, subset) for s in list(wanted) if s != "train" for subset in subsets}
+
+    def pick(items: Sequence[Any], split: str, subset: str | None) -> list[Any]:
+        return [item for item in items if item.split == split and subset in (None, item.subset)]
+
+    return {name: Material(pick(records, *key), pick(texts, *key)) for name, key in wanted.items()}
 
 
 def prepare(

@@ -6,6 +6,7 @@ record is accounted for: ``in = written + filtered + quarantined``.
 
 import dataclasses
 import functools
+import hashlib
 import json
 import os
 import pathlib
@@ -149,9 +150,21 @@ def scan(
             f"{manifest}: {len(bad)} of {total} records are bad ({counts['reasons']}), more than the limit of "
             f"{limits.bad_share:.0%}; see {out / 'quarantine.jsonl'}, then mend the data or raise Limits.bad_share"
         )
-    placed = [dataclasses.replace(r, audio=_relative(manifest.parent, r.audio, out)) for r in good]
+    placed = [dataclasses.replace(r, audio=_relative(manifest.parent, r.audio, out)) for r in with_held_out(good)]
     write_text(out / "manifest.jsonl", "".join(to_json(r) + "\n" for r in placed))
     return counts
+
+
+def with_held_out(records: Sequence[Record]) -> list[Record]:
+    """The records, one of them moved to "validation" if none is there: every figure needs held-out speech.
+
+    A small folder may well have none, as splits that are not given go by hash and 2 % share. A single record stays in
+    training; nothing can be held out then.
+    """
+    if len(records) < 2 or any(r.split == "validation" for r in records):
+        return list(records)
+    chosen = min((r for r in records), key=lambda r: (not r.text, hashlib.sha256(r.id.encode()).digest()))
+    return [dataclasses.replace(r, split="validation") if r is chosen else r for r in records]
 
 
 def _relative(root: pathlib.Path, audio: str, out: pathlib.Path) -> str:

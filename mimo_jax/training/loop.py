@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from mimo_jax.cli import UserError
+from mimo_jax.cli import EXIT_PREEMPTED, UserError
 from mimo_jax.parallel import mesh as mesh_lib
 from mimo_jax.training.checkpoints import Checkpoints, Meta
 from mimo_jax.training.metrics import MetricWriter
@@ -25,9 +25,6 @@ from mimo_jax.training.schedule import Budget
 from mimo_jax.training.state import TrainState
 
 logger = logging.getLogger(__name__)
-
-# Exit code of a run that saved its state because it was asked to stop: start it again and it goes on.
-EXIT_PREEMPTED = 75
 
 
 class Source(Protocol):

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from mimo_jax.cli import UserError
+from mimo_jax.cli import EXIT_PREEMPTED, UserError
 from mimo_jax.objectives.language_model import LanguageModelObjective
 from mimo_jax.parallel.mesh import Hardware
 from mimo_jax.train import train
@@ -82,7 +82,7 @@ def test_loss_falls_and_figures_are_written(whole):
 def test_preempted_run_continues_to_the_same_bits(whole, tmp_path):
     with pytest.raises(SystemExit) as stop:
         run(tmp_path, source=StopAt(SyntheticSource(), 4))
-    assert stop.value.code == loop.EXIT_PREEMPTED
+    assert stop.value.code == EXIT_PREEMPTED
     assert latest_step(tmp_path) == 5
     state = run(tmp_path)
     same(state, whole[1])

@@ -1,0 +1,207 @@
+"""The whole chain on real speech, from nothing to a model that transcribes and speaks, with its report.
+
+    python -m mimo_jax.quickstart --preset=quick --out=DIR [--data=DIR] [--seed=N]
+
+Each stage is a command of its own (printed, so that it can be run alone) and goes on where it was interrupted; a stage
+that is done is not run again. `launch/quickstart.sh` makes the environment and calls this.
+
+  corpus                 multi-voice speech with true labels, synthesised here (left out with --data)
+  scan                   checks every recording, trains the text tokenizer
+  recogniser             the independent judge of intelligibility
+  tokenizer_unified      audio tokenizer, stage 1: audio-to-text, reconstruction, commitment
+  tokenizer_adversarial  audio tokenizer, stage 2: decoder and vocoder against discriminators
+  prepare                audio to codes, text to ids, examples, packed rows
+  understanding, joint   the two pretraining stages of the language model
+  sft                    instruction tuning
+  evaluate               transcribes, speaks, continues and converts held-out speech; measures
+  report                 report.html and metrics.json
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import app, flags
+
+from mimo_jax import cli
+from mimo_jax.chain import Chain, Stage
+
+_PRESET = flags.DEFINE_enum("preset", "quick", ["quick", "full"], "quick: minutes on 2 cores; full: up to 3 hours.")
+_OUT = flags.DEFINE_string("out", "runs/quickstart", "folder for everything this run writes.")
+_DATA = flags.DEFINE_string("data", None, "folder with audio files and manifest.jsonl, instead of the built-in corpus.")
+_SEED = flags.DEFINE_integer("seed", 0, "everything random follows from it.")
+
+LANGUAGE_STAGES = ("understanding", "joint", "sft")
+TRAINED = ("recogniser", "tokenizer_unified", "tokenizer_adversarial", *LANGUAGE_STAGES)
+
+
+@dataclasses.dataclass(frozen=True)
+class Preset:
+    """Sizes of a run.
+
+    Attributes:
+      corpus: flags of `mimo_jax.corpus`.
+      bindings: stage -> gin bindings on top of its run file.
+    """
+
+    corpus: Mapping[str, int]
+    bindings: Mapping[str, Sequence[str]]
+
+
+PRESETS = {
+    "quick": Preset(corpus={"core_utterances": 9000, "wide_utterances": 2000}, bindings={}),
+    "full": Preset(
+        corpus={"core_utterances": 14000, "wide_utterances": 10000},
+        bindings={
+            "recogniser": ["BUDGET_STEPS=900"],
+            "tokenizer_unified": ["BUDGET_STEPS=3000"],
+            "tokenizer_adversarial": ["BUDGET_STEPS=1200"],
+            "understanding": ["BUDGET_TOKENS=6e6"],
+            "joint": ["BUDGET_TOKENS=24e6"],
+            "sft": ["BUDGET_TOKENS=6e6"],
+        },
+    ),
+}
+
+
+def fitted_to(manifest: Path) -> dict[str, list[str]]:
+    """Gin bindings per stage that fit the shapes to a user's recordings: rows hold the longest, up to 20 s."""
+    with (manifest / "manifest.jsonl").open(encoding="utf-8") as lines:
+        records = [json.loads(line) for line in lines]
+    seconds = min(max(4.0, *(record["duration"] for record in records)) + 0.1, 20.0)
+    rows = max(4, round(64 / seconds))
+    wave = [f"MAX_SAMPLES={round(seconds * 24000)}", f"BATCH_ROWS={rows}", f"MAX_TEXT={round(60 * seconds)}"]
+    context = 256 if seconds < 5 else 1024
+    language = [f"CONTEXT={context}", f"BATCH_ROWS={16 * 256 // context}"]
+    return {
+        **{name: wave for name in ("recogniser", "tokenizer_unified", "tokenizer_adversarial")},
+        **{name: language for name in LANGUAGE_STAGES},
+        "evaluate": [f"CONTEXT={context}", "LOSS_SPLIT=validation"],
+    }
+
+
+def chain_stages(preset: Preset, out: Path, data: Path | None, seed: int) -> list[Stage]:
+    """The commands of the chain, in order."""
+    corpus = data or out / "corpus"
+    prepared, export = out / "prepared", out / "export"
+    scan = prepared / "scan"
+
+    def bindings(name: str) -> list[str]:
+        own = fitted_to(scan).get(name, []) if data is not None and name != "prepare" else []
+        return [f"--gin.{binding}" for binding in (*preset.bindings.get(name, ()), *own)]
+
+    def train(name: str, **macros: object) -> Stage:
+        given = [f"--gin.{key}={value}" for key, value in macros.items()]
+        fixed = [f"--gin_file=gin/runs/quickstart/{name}.gin", f"--gin.MODEL_DIR={out / name}", f"--gin.SEED={seed}"]
+        return Stage(name, lambda: ["-m", "mimo_jax.train", *fixed, *given, *bindings(name)])
+
+    def prepare(name: str, *arguments: str) -> Stage:
+        common = ["-m", "mimo_jax.prepare", "--gin_file=gin/runs/quickstart/prepare.gin"]
+        return Stage(
+            name,
+            lambda: [*common, f"--manifest={corpus}", f"--out={prepared}", *arguments, *bindings("prepare")],
+        )
+
+    stages = [
+        prepare("scan", "--only=text_tokenizer"),
+        train("recogniser", MANIFEST=scan, EXPORT_DIR=export / "recogniser"),
+        train("tokenizer_unified", MANIFEST=scan, TEXT_TOKENIZER=prepared / "text_tokenizer"),
+        train(
+            "tokenizer_adversarial",
+            MANIFEST=scan,
+            INIT_FROM=out / "tokenizer_unified",
+            EXPORT_DIR=export / "tokenizer",
+        ),
+        prepare("prepare", f"--codec={export / 'tokenizer'}"),
+        train("understanding", PREPARED=prepared),
+        train("joint", PREPARED=prepared, INIT_FROM=out / "understanding", EXPORT_DIR=export / "language_model_base"),
+        train("sft", PREPARED=prepared, INIT_FROM=out / "joint", EXPORT_DIR=export / "language_model"),
+        Stage(
+            "evaluate",
+            lambda: [
+                *("-m", "mimo_jax.evaluate", "--gin_file=gin/runs/quickstart/evaluate.gin"),
+                *(f"--gin.OUT={out / 'evaluation'}", f"--gin.CORPUS={scan}", f"--gin.PREPARED={prepared}"),
+                *(f"--gin.RECOGNISER={export / 'recogniser'}", f"--gin.TOKENIZER={export / 'tokenizer'}"),
+                *(f"--gin.LANGUAGE_MODEL={export / 'language_model'}", f"--gin.SEED={seed}", *bindings("evaluate")),
+            ],
+        ),
+    ]
+    if data is None:
+        sizes = [f"--{key}={value}" for key, value in preset.corpus.items()]
+        stages.insert(
+            0, Stage("corpus", lambda: ["-m", "mimo_jax.corpus", f"--out={corpus}", f"--seed={seed}", *sizes])
+        )
+    return stages
+
+
+def finish(chain: Chain, out: Path, corpus: Path) -> dict[str, Any]:
+    """Writes metrics.json (the evaluation's figures and the seconds of each stage) and report.html."""
+    from mimo_jax.evaluation.parts import write_json
+    from mimo_jax.report import report
+
+    metrics = json.loads((out / "evaluation" / "metrics.json").read_text(encoding="utf-8"))
+    metrics["stage_seconds"] = chain.seconds
+    metrics["wall_seconds"] = round(sum(chain.seconds.values()), 1)
+    write_json(out / "metrics.json", metrics)
+    facts = corpus / "corpus.json"
+    report(
+        out=str(out / "report.html"),
+        evaluation_dir=str(out / "evaluation"),
+        metrics_file=str(out / "metrics.json"),
+        model_dirs={name: str(out / name) for name in TRAINED},
+        quarantine=[str(out / "prepared" / "quarantine.jsonl")],
+        corpus=json.loads(facts.read_text(encoding="utf-8")) if facts.is_file() else {"folder": str(corpus)},
+        title="mimo_jax quickstart",
+        lead="From a blank machine to a model that transcribes and speaks.",
+        command=shlex.join(["./launch/quickstart.sh", *sys.argv[1:]]),
+    )
+    return metrics
+
+
+def environment() -> dict[str, str]:
+    """What every stage runs with: compiled programs are kept, TensorFlow is quiet."""
+    return {
+        "JAX_COMPILATION_CACHE_DIR": os.environ.get(
+            "JAX_COMPILATION_CACHE_DIR", str(Path.home() / ".cache" / "mimo_jax" / "jax")
+        ),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "1",
+        "TF_CPP_MIN_LOG_LEVEL": "2",
+    }
+
+
+def main(argv: Sequence[str]) -> None:
+    """Runs the chain; exit code 0 only if every stage and the report are there."""
+    if argv[1:]:
+        raise app.UsageError(f"unexpected argument {argv[1]!r}")
+    cli.log_to_stderr()
+    out = Path(_OUT.value).absolute()
+    data = Path(_DATA.value).absolute() if _DATA.value else None
+    try:
+        if data is not None and not (data / "manifest.jsonl").is_file():
+            raise cli.UserError(
+                f"--data={data}: no manifest.jsonl in it; write one line per recording, for instance "
+                '{"audio": "a.flac", "text": "what is said"}'
+            )
+        chain = Chain(out, environment())
+        chain.run(chain_stages(PRESETS[_PRESET.value], out, data, _SEED.value))
+        metrics = finish(chain, out, data or out / "corpus")
+    except cli.UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
+    for name in ("asr_wer_heldout", "recogniser_wer_original", "recogniser_wer_reconstruction", "recogniser_wer_tts"):
+        print(f"{name:32} {metrics.get(name)}")
+    print(f"wall_seconds {metrics['wall_seconds']}\nreport: {out / 'report.html'}\nmetrics: {out / 'metrics.json'}")
+
+
+if __name__ == "__main__":
+    app.run(main)
