@@ -90,7 +90,8 @@ class Forward:
 class TokenizerObjective:
     """Stage 1 objective. Batches: `waveform` [B, S], `num_samples` [B], `text` [B, L], `text_length` [B] (0 = none).
 
-    params = {"tokenizer": {encoder, decoder, vocoder}, "llm": ...};
+    params = {"tokenizer": {encoder, decoder, vocoder}, "llm": ...}, without "llm" if text_weight is 0 (the batch then
+    needs no text);
     mutable = {"codebooks", "constants", "step" int32 scalar: updates done}.
 
     Attributes:
@@ -127,10 +128,12 @@ class TokenizerObjective:
         tokenizer_rng, llm_rng = jax.random.split(rng)
         mel, lengths = frontend.log_mel(batch["waveform"][:1], batch["num_samples"][:1], self.config)
         variables = MimoAudioTokenizer(self.config, self.compute).init(tokenizer_rng, mel, lengths)
-        features = jnp.zeros((1, 1, self.config.d_model))
-        llm = self._llm().init(llm_rng, features, jnp.ones(1, jnp.int32), batch["text"][:1], batch["text_length"][:1])
+        params = {"tokenizer": variables["params"]}
+        if self.text_weight:
+            features, one = jnp.zeros((1, 1, self.config.d_model)), jnp.ones(1, jnp.int32)
+            llm = self._llm().init(llm_rng, features, one, batch["text"][:1], batch["text_length"][:1])
+            params["llm"] = llm["params"]
         mutable = {name: tree for name, tree in variables.items() if name not in ("params", "intermediates")}
-        params = {"tokenizer": variables["params"], "llm": llm["params"]}
         return params, {**mutable, "step": jnp.zeros((), jnp.int32)}
 
     def loss(
@@ -152,6 +155,10 @@ class TokenizerObjective:
     def evaluate(self, params: Params, mutable: Mutable, batch: Batch) -> dict[str, tuple[Array, Array]]:
         """Sums and counts of each loss with the codebooks as they are, and the accuracy of the next text token."""
         return self._forward(params, mutable, batch, None).sums
+
+    def tokenizer_variables(self, params: Params, mutable: Mutable) -> dict[str, Params]:
+        """Variables of the tokenizer alone, for export."""
+        return {"params": params["tokenizer"], "codebooks": mutable["codebooks"], "constants": mutable["constants"]}
 
     def _llm(self) -> AudioToText:
         return AudioToText(self.llm, self.text_vocab_size, self.compute)

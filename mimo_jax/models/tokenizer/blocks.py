@@ -194,10 +194,10 @@ def windowed_attention(
 
     positions = jnp.arange(count * size).reshape(count, size)
     key_positions = positions[:, :1] - size + jnp.arange(3 * size)[None, :]
-    mask = layers.attention_mask(positions, key_positions, causal=False, window=window)  # [count, 1, size, 3 size]
+    difference = key_positions[:, None, :] - positions[:, :, None]
+    near = (difference >= -window[0]) & (difference <= window[1])  # [count, size, 3 size]
     exists = (key_positions[None] >= 0) & (key_positions[None] < lengths[:, None, None])  # [B, count, 3 size]
-    mask = mask[None] & exists[:, :, None, None, :]
-    mask = mask.reshape(batch * count, 1, size, 3 * size)
+    mask = (near[None] & exists[:, :, None, :]).reshape(batch * count, 1, size, 3 * size)
     y = layers.attention(
         block(query).reshape(batch * count, size, heads, dim),
         surround(key),
@@ -266,7 +266,7 @@ class TransformerLayer(nn.Module):
         linear: Mapping[str, Any] = {"use_bias": True, "kernel_init": FAN_IN, **dtypes(compute)}
         h = gelu(layers.Linear(config.ffn, ("embed", "mlp"), name="fc1", **linear)(h))
         x = x + layers.Linear(config.width, ("mlp", "embed"), name="fc2", **linear)(h)
-        if skip is not None:
+        if skip is not None and config.skip is not None:
             skip = jnp.where(index == config.skip - 1, x, skip)
         self.sow("intermediates", "output", x)
         return (x, skip), None

@@ -135,7 +135,7 @@ class TokenizerConfig:
     def from_dict(cls, values: Mapping[str, Any]) -> TokenizerConfig:
         """From the contents of a released `config.json`; absent fields take the defaults of this class."""
         known = {f.name for f in dataclasses.fields(cls)} - {"extra"}
-        used = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known}
+        used: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known}
         if used.get("codebook_size", ()) is None:
             del used["codebook_size"]
         extra = tuple((k, json.dumps(v)) for k, v in sorted(values.items()) if k not in known and k not in _BOOKKEEPING)

@@ -42,10 +42,9 @@ def overlap_add(x: Array, hop: int) -> Array:
     rest = [(0, 0)] * (x.ndim - 3)
     x = jnp.pad(x, [(0, 0), (0, 0), (0, per_frame * hop - length), *rest])
     x = x.reshape(batch, count, per_frame, hop, *x.shape[3:])
-    total = sum(
-        jnp.pad(x[:, :, j], [(0, 0), (j, per_frame - 1 - j), (0, 0), *rest])  # frame f's block j lands in slot f + j
-        for j in range(per_frame)
-    )
+    total = jnp.zeros((batch, count + per_frame - 1, hop, *x.shape[4:]), x.dtype)
+    for j in range(per_frame):  # frame f's block j lands in slot f + j
+        total = total + jnp.pad(x[:, :, j], [(0, 0), (j, per_frame - 1 - j), (0, 0), *rest])
     return total.reshape(batch, -1, *total.shape[3:])[:, : (count - 1) * hop + length]
 
 
@@ -59,7 +58,8 @@ def mel_filterbank(sample_rate: int, n_fft: int, n_mels: int, fmin: float, fmax:
     """Triangles of height 1 on the HTK mel scale, [n_fft // 2 + 1, n_mels] float32 (no area normalisation)."""
     top = sample_rate / 2 if fmax is None else fmax
     bins = np.linspace(0, sample_rate / 2, n_fft // 2 + 1)
-    mel = np.linspace(*(2595 * np.log10(1 + np.array([fmin, top]) / 700)), n_mels + 2)
+    low, high = (2595 * np.log10(1 + f / 700) for f in (fmin, top))
+    mel = np.linspace(low, high, n_mels + 2)
     edges = 700 * (10 ** (mel / 2595) - 1)
     width = np.diff(edges)
     rising = (bins[:, None] - edges[:-2]) / width[:-1]

@@ -40,7 +40,10 @@ def encode(codebooks: Codebooks, x: Array, num_quantizers: int) -> Array:
 
 def decode(codebooks: Codebooks, codes: Array) -> Array:
     """codes [B, T, n] of the first n codebooks -> sum of their vectors [B, T, D] float32."""
-    return sum(codebooks[f"layers_{i}"]["embed"][codes[..., i]] for i in range(codes.shape[-1]))
+    total = codebooks["layers_0"]["embed"][codes[..., 0]]
+    for i in range(1, codes.shape[-1]):
+        total = total + codebooks[f"layers_{i}"]["embed"][codes[..., i]]
+    return total
 
 
 class Codebook(nn.Module):
@@ -235,7 +238,9 @@ def _train_pass(
         n,
     )
     residual, quantized = x.astype(jnp.float32), jnp.zeros(x.shape, jnp.float32)
-    updated, codes, commitment, metrics = {}, [], jnp.float32(0), {}
+    updated: Codebooks = {}
+    metrics: dict[str, Array] = {}
+    codes, commitment = [], jnp.zeros((), jnp.float32)
     for i in range(n):
         used = mask & (i < books)
         rows, used_rows = jax.lax.stop_gradient(residual).reshape(-1, dim), used.reshape(-1)

@@ -5,8 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mimo_jax.models.tokenizer import TokenizerConfig
-from mimo_jax.models.tokenizer import frontend
+from mimo_jax.models.tokenizer import TokenizerConfig, frontend
 
 CONFIG = TokenizerConfig()
 NAMES = ("chirp_noise", "tones_silence", "short", "decay_noise")

@@ -1,0 +1,195 @@
+"""Tokenizer stage 2, adversarial fine-tuning (arXiv 2512.23808, section 2).
+
+Encoder and codebooks are frozen; decoder and vocoder learn from L_G = 1 * reconstruction + 1 * adversarial + 2 *
+feature matching, the discriminators from the hinge loss. Both losses are one scalar: each side's parameters are
+constants in the other's loss, so that one gradient serves both.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from mimo_jax.models import layers
+from mimo_jax.models.tokenizer import MimoAudioTokenizer, TokenizerConfig, frontend, rvq
+from mimo_jax.models.tokenizer.discriminators import DiscriminatorConfig, Discriminators
+from mimo_jax.models.transformer import Compute
+from mimo_jax.objectives.base import Batch, Metrics, Mutable, Params
+from mimo_jax.objectives.reconstruction import Segments, mel_distance, ratio
+
+Array = jax.Array
+
+
+def hinge_discriminator(real: list[Array], fake: list[Array]) -> Array:
+    """Mean over sub-discriminators of E[max(0, 1 - D(real))] + E[max(0, 1 + D(fake))]."""
+    terms = [jax.nn.relu(1 - r).mean() + jax.nn.relu(1 + f).mean() for r, f in zip(real, fake, strict=True)]
+    return jnp.stack(terms).mean()
+
+
+def hinge_generator(fake: list[Array]) -> Array:
+    """Mean over sub-discriminators of E[max(0, 1 - D(fake))]."""
+    return jnp.stack([jax.nn.relu(1 - f).mean() for f in fake]).mean()
+
+
+def feature_matching(real: list[list[Array]], fake: list[list[Array]]) -> Array:
+    """L1 of the activations, averaged over layers and sub-discriminators."""
+    terms = [
+        jnp.abs(jax.lax.stop_gradient(r) - f).mean()
+        for rs, fs in zip(real, fake, strict=True)
+        for r, f in zip(rs, fs, strict=True)
+    ]
+    return jnp.stack(terms).mean()
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerGanObjective:
+    """Stage 2 objective. Batches as in stage 1; texts are not used.
+
+    params = {"generator": {"decoder", "vocoder"}, "discriminator": {...}}: give the discriminator its own optimiser
+    group, without weight decay. mutable = {"encoder": frozen parameters, "codebooks", "constants", "spectral"}: what
+    is needed and never gets a gradient. Start it from stage 1 (`warm_start`).
+
+    Attributes:
+      config: the tokenizer.
+      discriminators: their sizes; dropped at export.
+      compute: dtypes, remat, attention.
+      segment_frames: mel frames of the random segment of each sequence that is vocoded, compared and judged.
+      reconstruction_weight, adversarial_weight, feature_weight: of L_G.
+      adversarial_start: share of the stage's budget after which the generator listens to the discriminators; they learn
+        from the first step, so that they have something to say by then.
+      scales, mel_floor: of the reconstruction loss.
+    """
+
+    config: TokenizerConfig
+    discriminators: DiscriminatorConfig = DiscriminatorConfig()
+    compute: Compute = Compute()
+    segment_frames: int = 100
+    reconstruction_weight: float = 1.0
+    adversarial_weight: float = 1.0
+    feature_weight: float = 2.0
+    adversarial_start: float = 0.05
+    scales: tuple[int, ...] = (5, 6, 7)
+    mel_floor: float | None = 1e-5
+
+    def init(self, rng: jax.Array, batch: Batch) -> tuple[Params, Mutable]:
+        """Fresh everything; the frozen half is random until `warm_start`."""
+        tokenizer_rng, discriminator_rng = jax.random.split(rng)
+        mel, lengths = frontend.log_mel(batch["waveform"][:1], batch["num_samples"][:1], self.config)
+        variables = dict(MimoAudioTokenizer(self.config, self.compute).init(tokenizer_rng, mel, lengths))
+        variables.pop("intermediates", None)
+        wave = jnp.zeros((1, self.segment_frames * self.config.hop_length))
+        judged = Discriminators(self.discriminators, self.compute).init(discriminator_rng, wave)
+        generator = dict(variables.pop("params"))
+        mutable = {"encoder": generator.pop("encoder"), "spectral": judged["spectral"], **variables}
+        return {"generator": generator, "discriminator": judged["params"]}, mutable
+
+    def warm_start(
+        self, params: Params, mutable: Mutable, source_params: Params, source_mutable: Mutable
+    ) -> tuple[Params, Mutable]:
+        """State with the tokenizer of a stage 1 run, or all of an earlier stage 2 run.
+
+        Args:
+          params, mutable: from `init`, unboxed.
+          source_params, source_mutable: of the other run.
+
+        Raises:
+          ValueError: the source's arrays are not those of this tokenizer.
+        """
+        if "generator" in source_params:
+            new_params, new_mutable = source_params, source_mutable
+        else:
+            source = dict(source_params["tokenizer"])
+            new_mutable = {name: source_mutable[name] for name in ("codebooks", "constants")}
+            new_mutable |= {"encoder": source.pop("encoder"), "spectral": mutable["spectral"]}
+            new_params = {"generator": source, "discriminator": params["discriminator"]}
+        for old, new in ((params, new_params), (mutable, new_mutable)):
+            wanted, found = (
+                {jax.tree_util.keystr(path): jnp.shape(leaf) for path, leaf in jax.tree.leaves_with_path(tree)}
+                for tree in (old, new)
+            )
+            if wrong := sorted(name for name in wanted | found if wanted.get(name) != found.get(name)):
+                name = wrong[0]
+                raise ValueError(
+                    f"stage 1 does not fit this configuration: {name} is {found.get(name)} there and "
+                    f"{wanted.get(name)} here ({len(wrong)} such arrays)"
+                )
+        return new_params, new_mutable
+
+    def from_stage1(self, params: Params, mutable: Mutable, rng: jax.Array, batch: Batch) -> tuple[Params, Mutable]:
+        """`init` followed by `warm_start` from stage 1's parameters and state."""
+        fresh_params, fresh_mutable = layers.unbox(self.init(rng, batch))
+        return self.warm_start(fresh_params, fresh_mutable, params, mutable)
+
+    def tokenizer_variables(self, params: Params, mutable: Mutable) -> dict[str, Params]:
+        """Variables of the tokenizer alone, for export."""
+        return {
+            "params": {"encoder": mutable["encoder"], **params["generator"]},
+            "codebooks": mutable["codebooks"],
+            "constants": mutable["constants"],
+        }
+
+    def loss(
+        self, params: Params, mutable: Mutable, batch: Batch, rng: jax.Array, progress: jax.Array
+    ) -> tuple[jax.Array, tuple[Mutable, Metrics]]:
+        """L_G + L_D; moves the spectral-norm vectors."""
+        real = self._whole(params, mutable, batch).random(rng, self.segment_frames, self.config.hop_length)
+        fake, distance = self._vocode(params, mutable, real)
+        reconstruction = ratio(*distance)
+
+        judge = Discriminators(self.discriminators, self.compute)
+        both = jnp.concatenate([real.waveform, jax.lax.stop_gradient(fake)])
+        spectral = {"params": params["discriminator"], "spectral": mutable["spectral"]}
+        (logits, activations), moved = judge.apply(spectral, both, mutable=["spectral"])
+        half = real.waveform.shape[0]
+        loss_d = hinge_discriminator([x[:half] for x in logits], [x[half:] for x in logits])
+
+        fixed = jax.lax.stop_gradient({"params": params["discriminator"], **moved})
+        fake_logits, fake_activations = judge.apply(fixed, fake)
+        adversarial = hinge_generator(fake_logits)
+        matching = feature_matching([[a[:half] for a in part] for part in activations], fake_activations)
+        listens = (progress >= self.adversarial_start).astype(jnp.float32)
+        loss_g = self.reconstruction_weight * reconstruction + listens * (
+            self.adversarial_weight * adversarial + self.feature_weight * matching
+        )
+        metrics = {
+            "loss/generator": loss_g,
+            "loss/discriminator": loss_d,
+            "loss/reconstruction": reconstruction,
+            "loss/adversarial": adversarial,
+            "loss/feature_matching": matching,
+            "discriminator/real": sum(x[:half].mean() for x in logits) / len(logits),
+            "discriminator/fake": sum(x[half:].mean() for x in logits) / len(logits),
+        }
+        return loss_g + loss_d, ({**mutable, "spectral": moved["spectral"]}, metrics)
+
+    def evaluate(self, params: Params, mutable: Mutable, batch: Batch) -> dict[str, tuple[Array, Array]]:
+        """Sum and count of the reconstruction loss over whole sequences."""
+        return {"reconstruction": self._vocode(params, mutable, self._whole(params, mutable, batch))[1]}
+
+    def _model(self) -> MimoAudioTokenizer:
+        return MimoAudioTokenizer(self.config, self.compute)
+
+    def _variables(self, params: Params, mutable: Mutable) -> dict[str, Params]:
+        return {
+            "params": {"encoder": jax.lax.stop_gradient(mutable["encoder"]), **params["generator"]},
+            "constants": mutable["constants"],
+        }
+
+    def _whole(self, params: Params, mutable: Mutable, batch: Batch) -> Segments:
+        """The decoder's mel of whole sequences (its norms look at all of a sequence), with their waveforms."""
+        variables, codebooks = self._variables(params, mutable), mutable["codebooks"]["quantizer"]
+        mel, lengths = frontend.log_mel(batch["waveform"], batch["num_samples"], self.config)
+        features, lengths = self._model().apply(variables, mel, lengths, method="encode_features")
+        quantized = rvq.decode(codebooks, rvq.encode(codebooks, features, self.config.num_quantizers))
+        quantized = jnp.where(jnp.arange(quantized.shape[1])[None, :, None] < lengths[:, None, None], quantized, 0)
+        coarse, frames = self._model().apply(variables, quantized, lengths, method="decode_features")
+        return Segments.whole(coarse, frames, batch["waveform"], batch["num_samples"], self.config.hop_length)
+
+    def _vocode(self, params: Params, mutable: Mutable, part: Segments) -> tuple[Array, tuple[Array, Array]]:
+        """(the vocoder's waveform [B, S], zero behind the end of the real one; sum and count of its distance)."""
+        fake = self._model().apply(self._variables(params, mutable), part.mel, part.mel_lengths, method="vocode")
+        fake = jnp.where(jnp.arange(fake.shape[1])[None, :] < part.num_samples[:, None], fake, 0)
+        rate = self.config.sampling_rate
+        return fake, mel_distance(fake, part.waveform, part.num_samples, rate, self.scales, self.mel_floor)

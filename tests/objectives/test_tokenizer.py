@@ -1,0 +1,211 @@
+"""Both tokenizer stages at a tiny size: what they compute, what they learn, what they leave alone."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from mimo_jax.models import layers
+from mimo_jax.models.tokenizer import TokenizerConfig, frontend
+from mimo_jax.models.tokenizer.discriminators import DiscriminatorConfig, SpectralConv, spectral_norm
+from mimo_jax.models.tokenizer.rvq import RvqTraining
+from mimo_jax.objectives import tokenizer_gan
+from mimo_jax.objectives.reconstruction import Segments, mel_distance, scaled_mel
+from mimo_jax.objectives.tokenizer import SMALL_LLM, TokenizerObjective
+from mimo_jax.objectives.tokenizer_gan import TokenizerGanObjective
+
+CONFIG = TokenizerConfig(
+    d_model=32,
+    encoder_layers=2,
+    encoder_skip_layer_id=1,
+    encoder_attention_heads=1,
+    encoder_ffn_dim=64,
+    decoder_layers=1,
+    decoder_attention_heads=1,
+    decoder_ffn_dim=64,
+    n_mels=40,
+    vocoder_dim=32,
+    vocoder_intermediate_dim=64,
+    vocoder_num_layers=1,
+    vocoder_attention_heads=1,
+    num_quantizers=3,
+    codebook_size=(16, 8),
+)
+LLM = dataclasses.replace(SMALL_LLM, hidden_size=32, intermediate_size=64, num_layers=1, num_heads=1, num_kv_heads=1)
+OBJECTIVE = TokenizerObjective(
+    CONFIG, text_vocab_size=12, llm=dataclasses.replace(LLM, head_dim=32), coarse_mel_weight=1.0,
+    quantizer=RvqTraining(kmeans_iterations=5), unquantized_steps=3, segment_frames=20,
+)  # fmt: skip
+GAN = TokenizerGanObjective(
+    CONFIG,
+    DiscriminatorConfig(periods=(2, 3), period_channels=(4, 8, 8), stft_sizes=(256, 64), stft_channels=4),
+    segment_frames=10,
+    adversarial_start=0.5,
+)
+
+
+def batch(seed=0, size=4, samples=12000):
+    """Tones whose pitch is the text."""
+    rng = np.random.default_rng(seed)
+    text = rng.integers(1, 12, (size, 3)).astype(np.int32)
+    time = np.arange(samples) / 24000
+    index = np.minimum(np.arange(samples) * 3 // samples, 2)
+    wave = np.stack([np.sin(2 * np.pi * 150 * t[index] * time) for t in text]).astype(np.float32) * 0.3
+    num_samples = np.full(size, samples, np.int32)
+    num_samples[1] = samples - 5000
+    return {
+        "waveform": wave, "num_samples": num_samples, "text": text, "text_length": np.array([3, 2, 0, 3], np.int32),
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """(first and last metrics, params, mutable) of a short stage 1 run."""
+    params, mutable = layers.unbox(jax.jit(OBJECTIVE.init)(jax.random.key(0), batch()))
+    optimizer = optax.adam(3e-3)
+
+    @jax.jit
+    def step(params, mutable, state, data, rng):
+        grads, (mutable, metrics) = jax.grad(OBJECTIVE.loss, has_aux=True)(params, mutable, data, rng, jnp.float32(0))
+        updates, state = optimizer.update(grads, state, params)
+        return optax.apply_updates(params, updates), mutable, state, metrics
+
+    state, history = optimizer.init(params), []
+    for i in range(25):
+        params, mutable, state, metrics = step(params, mutable, state, batch(i), jax.random.key(i))
+        history.append(jax.device_get(metrics))
+    return history, params, mutable
+
+
+def test_stage_one_learns(trained):
+    history, _, mutable = trained
+    for name in ("loss/coarse_mel", "loss/reconstruction"):
+        assert history[-1][name] < 0.7 * history[0][name], name
+    assert history[2]["loss/commitment"] == 0 and history[3]["loss/commitment"] > 0
+    assert history[2]["perplexity/1"] == 0 and history[-1]["perplexity/1"] > 2
+    assert mutable["step"] == 25 and mutable["codebooks"]["quantizer"]["layers_2"]["inited"] == 1
+    assert all(np.isfinite(v) for metrics in history for v in metrics.values())
+
+
+def test_evaluation_is_additive_and_ignores_padding(trained):
+    _, params, mutable = trained
+    evaluate = jax.jit(OBJECTIVE.evaluate)
+    data = batch(100)
+    whole = evaluate(params, mutable, data)
+    padded = {**data, "waveform": np.pad(data["waveform"], ((0, 0), (0, 2400)), constant_values=5.0)}
+    longer = evaluate(params, mutable, padded)
+    empty = evaluate(params, mutable, {**data, "num_samples": 0 * data["num_samples"], "text_length": np.zeros(4, int)})
+    for name, (total, count) in whole.items():
+        assert np.sum(longer[name][1]) == np.sum(count) > 0
+        np.testing.assert_allclose(np.sum(longer[name][0]), np.sum(total), rtol=1e-3, err_msg=name)
+        assert np.sum(empty[name][0]) == 0 == np.sum(empty[name][1]), name
+
+
+def test_text_counts_only_where_there_is_text(trained):
+    _, params, mutable = trained
+    data = batch(100)
+    nll = jax.jit(OBJECTIVE.evaluate)(params, mutable, data)["text"]
+    assert nll[1] == 8
+    changed = {**data, "text": np.where(np.arange(3)[None] < data["text_length"][:, None], data["text"], 7)}
+    other = jax.jit(OBJECTIVE.evaluate)(params, mutable, changed)["text"]
+    np.testing.assert_allclose(nll[0], other[0], rtol=1e-5)
+
+
+def test_without_text_no_text_is_needed():
+    objective = dataclasses.replace(OBJECTIVE, text_weight=0.0)
+    data = {name: batch()[name] for name in ("waveform", "num_samples")}
+    shapes = jax.eval_shape(objective.init, jax.random.key(0), data)
+    assert set(shapes[0]) == {"tokenizer"}
+    jax.eval_shape(objective.loss, *layers.unbox(shapes), data, jax.random.key(0), jnp.float32(0))
+
+
+def test_spectral_norm_converges_to_one():
+    conv = SpectralConv(6, (3, 5))
+    x = jnp.ones((1, 8, 8, 2))
+    variables = layers.unbox(conv.init(jax.random.key(0), x))
+    start, matrix = variables["spectral"]["u"], variables["params"]["kernel"].reshape(-1, 6)
+    for _ in range(50):
+        _, moved = conv.apply(variables, x, mutable=["spectral"])
+        variables = {**variables, **moved}
+    assert np.abs(variables["spectral"]["u"] - start).max() > 0
+    expected = np.linalg.svd(np.asarray(matrix), compute_uv=False)[0]
+    assert spectral_norm(matrix, variables["spectral"]["u"])[0] == pytest.approx(expected, rel=1e-3)
+    scaled = {**variables, "params": jax.tree.map(lambda a: 3 * a, variables["params"])}
+    np.testing.assert_allclose(conv.apply(scaled, x), conv.apply(variables, x), rtol=1e-4, atol=1e-5)
+
+
+def test_stage_two(trained):
+    _, params1, mutable1 = trained
+    params, mutable = GAN.from_stage1(params1, mutable1, jax.random.key(7), batch())
+    exported, before = GAN.tokenizer_variables(params, mutable), OBJECTIVE.tokenizer_variables(params1, mutable1)
+    jax.tree.map(np.testing.assert_array_equal, exported, before)
+
+    loss = jax.jit(jax.value_and_grad(GAN.loss, has_aux=True))
+    (early, (moved, metrics)), grads = loss(params, mutable, batch(), jax.random.key(0), jnp.float32(0.1))
+    assert early == pytest.approx(float(metrics["loss/reconstruction"] + metrics["loss/discriminator"]), rel=1e-5)
+    (late, (_, metrics)), late_grads = loss(params, mutable, batch(), jax.random.key(0), jnp.float32(0.6))
+    total = metrics["loss/reconstruction"] + metrics["loss/adversarial"] + 2 * metrics["loss/feature_matching"]
+    assert late == pytest.approx(float(total + metrics["loss/discriminator"]), rel=1e-5)
+    # The discriminators' gradient does not know of the generator's loss, nor whether it listens yet.
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+        grads["discriminator"],
+        late_grads["discriminator"],
+    )
+    assert all(np.any(g) for g in jax.tree.leaves(grads["discriminator"]))
+    differs = jax.tree.map(lambda a, b: bool(np.any(a != b)), grads["generator"], late_grads["generator"])
+    assert any(jax.tree.leaves(differs))
+    for name in ("encoder", "codebooks", "constants"):
+        jax.tree.map(np.testing.assert_array_equal, moved[name], mutable[name])
+    assert any(jax.tree.leaves(jax.tree.map(lambda a, b: bool(np.any(a != b)), moved["spectral"], mutable["spectral"])))
+
+
+def test_stage_two_refuses_another_tokenizer(trained):
+    _, params, mutable = trained
+    other = dataclasses.replace(GAN, config=dataclasses.replace(CONFIG, vocoder_num_layers=2))
+    with pytest.raises(ValueError, match="vocoder"):
+        other.from_stage1(params, mutable, jax.random.key(0), batch())
+
+
+def test_gan_losses():
+    real, fake = [jnp.array([2.0, 0.5])], [jnp.array([-2.0, 0.5])]
+    assert tokenizer_gan.hinge_discriminator(real, fake) == 0.25 + 0.75
+    assert tokenizer_gan.hinge_generator(fake) == (3 + 0.5) / 2
+    assert tokenizer_gan.feature_matching([[real[0]], [real[0]]], [[real[0]], [fake[0]]]) == 1.0
+
+
+def test_mel_scales_have_the_published_shapes():
+    wave = jax.random.normal(jax.random.key(0), (1, 24000))
+    for scale, bins, hop in ((5, 32, 120), (6, 64, 240), (7, 128, 480)):
+        mel = scaled_mel(wave, jnp.array([24000]), 24000, scale, None)
+        assert mel.shape == (1, 1 + 24000 // hop, bins)
+        # Normalised: white noise of variance one has unit power in every STFT bin, whatever the window.
+        window, bank = 15 * 2 ** (scale - 1), frontend.mel_filterbank(24000, 15 * 2 ** (scale - 1), bins, 0, None)
+        assert bank.shape[0] == window // 2 + 1
+        np.testing.assert_allclose((mel[0].mean(axis=0) / bank.sum(axis=0))[-8:], np.sqrt(np.pi) / 2, rtol=0.1)
+
+
+def test_mel_distance_sees_only_valid_samples():
+    a, b = jax.random.normal(jax.random.key(0), (2, 2, 9600))
+    n = jnp.array([9600, 4000])
+    total, count = mel_distance(a, b, n, 24000)
+    cut, _ = mel_distance(a[1:, :4000], b[1:, :4000], n[1:], 24000)
+    np.testing.assert_allclose(total[1], cut[0], rtol=1e-5)
+    assert count.tolist() == [9600, 4000] and mel_distance(a, a, n, 24000)[0].sum() == 0
+
+
+def test_segments_stay_aligned():
+    hop, frames = 4, 30
+    ramp = jnp.arange(frames * hop, dtype=jnp.float32)[None].repeat(3, 0)
+    mel = ramp[:, ::hop, None]
+    lengths = jnp.array([30, 12, 5])
+    part = Segments.whole(mel, lengths, ramp[:, :-3], lengths * hop - 3, hop).random(jax.random.key(1), 8, hop)
+    for row in range(3):
+        start = int(part.mel[row, 0, 0])
+        np.testing.assert_array_equal(part.waveform[row, : 7 * hop], np.arange(start, start + 7 * hop))
+        assert part.mel_lengths[row] == min(8, int(lengths[row]) - start // hop)
+        assert part.num_samples[row] <= part.mel_lengths[row] * hop
+    assert part.waveform.shape == (3, 8 * hop)
