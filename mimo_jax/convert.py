@@ -133,6 +133,7 @@ def _export(options: argparse.Namespace) -> None:
     target: dict[str, Any] = {"max_shard_bytes": int(options.max_shard_gb * 1e9)}
     text_tokenizer = options.text_tokenizer
     base = None
+    config: Any
     if options.weights:
         base = configs.read_config(options.weights)
         kind = configs.kind_of(base)
@@ -140,7 +141,8 @@ def _export(options: argparse.Namespace) -> None:
             config, tree = hf.load_tokenizer(options.weights)
         elif kind == "lm":
             config, tree = hf.load_lm(options.weights)
-            text_tokenizer = text_tokenizer or options.weights
+            if text_tokenizer is None and configs.has_text_tokenizer(options.weights):
+                text_tokenizer = options.weights
         else:
             raise UserError(f"{options.weights}: already the layout of Qwen2")
     else:
@@ -162,6 +164,7 @@ def _trained(model_dir: str) -> tuple[str, Any, Any]:
     """(kind, configuration, tree) of a run's newest checkpoint, the configuration from the run's own gin text."""
     import gin
     from mimo_jax.objectives.language_model import LanguageModelObjective
+    from mimo_jax.train import train
     from mimo_jax.training.checkpoints import load_params
 
     params, mutable, meta = load_params(model_dir)
@@ -169,8 +172,12 @@ def _trained(model_dir: str) -> tuple[str, Any, Any]:
         raise UserError(
             f"{model_dir}: an imported checkpoint; the folder it came from is already in the released layout"
         )
-    gin.parse_config(meta.config)
-    objective = gin.query_parameter("mimo_jax.train.train.objective").scoped_configurable_fn()
+    try:
+        gin.parse_config(meta.config)
+        # Of train's arguments only the objective is made: the others would open the data.
+        objective = gin.get_bindings(train, resolve_references=False)["objective"].scoped_configurable_fn()
+    except (ValueError, KeyError, OSError) as error:
+        raise UserError(f"{model_dir}: the run's configuration cannot be rebuilt: {error}") from error
     if isinstance(objective, LanguageModelObjective):
         return "lm", objective.model, params
     if hasattr(objective, "tokenizer_variables"):

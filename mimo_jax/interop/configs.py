@@ -6,11 +6,14 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mimo_jax.cli import UserError
 from mimo_jax.models.mimo_audio import MimoAudioConfig
 from mimo_jax.models.tokenizer.config import TokenizerConfig
+
+if TYPE_CHECKING:
+    from mimo_jax.data.text_tokenizer import TextTokenizer
 
 Folder = str | os.PathLike[str]
 
@@ -197,13 +200,26 @@ def _plain(number: float) -> float | int:
     return int(number) if float(number).is_integer() else number
 
 
+def read_text_tokenizer(folder: Folder) -> TextTokenizer:
+    """The text tokenizer of a folder; a UserError where there is none."""
+    from mimo_jax.data.text_tokenizer import TextTokenizer
+
+    try:
+        return TextTokenizer.load(folder)
+    except (FileNotFoundError, ValueError) as error:
+        raise UserError(f"{folder}: no usable text tokenizer ({error}); put its files there") from error
+
+
+def has_text_tokenizer(folder: Folder) -> bool:
+    """Whether a folder holds text tokenizer files."""
+    return any((Path(folder) / name).is_file() for name in ("tokenizer.json", "vocab.json"))
+
+
 def generation_values(text_tokenizer_dir: Folder | None) -> dict[str, Any]:
     """Contents of `generation_config.json`: where generation ends, from the text tokenizer if there is one."""
     values: dict[str, Any] = {"_from_model_config": False, "do_sample": True, "temperature": 0.6, "top_p": 0.95}
     if text_tokenizer_dir is not None:
-        from mimo_jax.data.text_tokenizer import TextTokenizer
-
-        tokenizer = TextTokenizer.load(text_tokenizer_dir)
+        tokenizer = read_text_tokenizer(text_tokenizer_dir)
         end, turn = tokenizer.token_id("<|endoftext|>"), tokenizer.token_id("<|im_end|>")
         values |= {"bos_token_id": end, "eos_token_id": [end, turn], "pad_token_id": end}
     return values

@@ -101,18 +101,9 @@ def load_lm(
     if empty_token_id is None:
         empty_token_id = values.get("empty_token_id")
     if empty_token_id is None:
-        empty_token_id = _empty_token_id(folder)
+        empty_token_id = configs.read_text_tokenizer(folder).special.empty
     config = configs.lm_config(values, folder, empty_token_id)
     return config, read_tree(WeightFolder(folder), names.lm_rows(config), lm_shapes(config), dtype, shardings)
-
-
-def _empty_token_id(folder: Folder) -> int:
-    from mimo_jax.data.text_tokenizer import TextTokenizer
-
-    try:
-        return TextTokenizer.load(folder).special.empty
-    except (FileNotFoundError, ValueError) as error:
-        raise UserError(f"{folder}: the id of <|empty|> is unknown ({error}); put the tokenizer files there") from error
 
 
 def load_llm(

@@ -1,0 +1,137 @@
+"""Reference numbers against weights: runs a golden folder and prints, per array, error and tolerance.
+
+A golden folder holds `inputs.npz`, `outputs.npz`, `tolerances.json` (`atol`, and `rtol` for some arrays), `run.json`.
+The names of its output arrays alone decide what is run: an audio tokenizer, a language model, or its training loss.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mimo_jax.cli import UserError
+from mimo_jax.interop.configs import Folder
+
+# Arrays that are no truth to reproduce, and why.
+NOT_COMPARED = {
+    r"(enc|enc_edge|dec)_batch\..*": "in the reference's padded batches neighbours leak; each alone is compared",
+    r"stream_.*": "streaming keeps its own history; offline decoding is compared",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Golden:
+    """The contents of a golden folder."""
+
+    folder: Path
+    inputs: Mapping[str, np.ndarray]
+    outputs: Mapping[str, np.ndarray]
+    atol: Mapping[str, float]
+    rtol: Mapping[str, float]
+    run: Mapping[str, Any]
+
+
+def read_golden(folder: Folder) -> Golden:
+    """Reads a golden folder.
+
+    Raises:
+      UserError: a file that is missing or unreadable.
+    """
+    path = Path(folder)
+    for name in ("inputs.npz", "outputs.npz", "tolerances.json"):
+        if not (path / name).is_file():
+            raise UserError(
+                f"{path / name}: missing; a golden folder holds inputs.npz, outputs.npz and tolerances.json"
+            )
+    try:
+        arrays = {name: dict(np.load(path / f"{name}.npz")) for name in ("inputs", "outputs")}
+        tolerances = json.loads((path / "tolerances.json").read_text(encoding="utf-8"))
+        run = json.loads((path / "run.json").read_text(encoding="utf-8")) if (path / "run.json").is_file() else {}
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from error
+    return Golden(path, **arrays, atol=tolerances.get("atol", {}), rtol=tolerances.get("rtol", {}), run=run)
+
+
+def kind_of(golden: Golden) -> str:
+    """What a golden folder is about: "tokenizer", "lm" or "loss"."""
+    names = list(golden.outputs)
+    if any(re.match(r"(enc|dec)_\w+\.|e2e\.", name) for name in names):
+        return "tokenizer"
+    if any(re.match(r"\w+\.(released|zeroed)\.", name) for name in names):
+        return "loss"
+    if any(re.match(r"(batch|odd|tf\w*|gen_\w+|greedy_local|causal_variant)\.", name) for name in names):
+        return "lm"
+    raise UserError(f"{golden.folder}: its output arrays are neither a tokenizer's nor a language model's nor a loss's")
+
+
+def verify(weights: Folder, folder: Folder, write: Callable[[str], Any] = print) -> bool:
+    """Runs a golden folder through weights.
+
+    Args:
+      weights: folder in the released layout.
+      folder: the golden folder.
+      write: takes the lines of the report.
+
+    Returns:
+      Whether every array is there and within its tolerance.
+
+    Raises:
+      UserError: unusable weights or an unusable golden folder.
+    """
+    golden = read_golden(folder)
+    kind = kind_of(golden)
+    compute: Callable[[Folder, Golden], dict[str, np.ndarray]]
+    if kind == "tokenizer":
+        from mimo_jax.interop.verify_tokenizer import compute
+    elif kind == "lm":
+        from mimo_jax.interop.verify_lm import compute
+    else:
+        from mimo_jax.interop.verify_loss import compute
+    write(f"{golden.folder}: {kind}, {len(golden.outputs)} arrays, weights {weights}")
+    actual = compute(weights, golden)
+
+    counts = {"ok": 0, "OFF": 0, "MISSING": 0, "not compared": 0}
+    for name in golden.outputs:
+        verdict, detail = compare(name, actual, golden)
+        counts[verdict] += 1
+        write(f"  {verdict:<12} {name:<64} {detail}")
+    passed = not (counts["OFF"] or counts["MISSING"]) and counts["ok"] > 0
+    summary = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
+    write(f"{'PASSED' if passed else 'FAILED'}: {summary}")
+    return passed
+
+
+def compare(name: str, actual: Mapping[str, np.ndarray], golden: Golden) -> tuple[str, str]:
+    """(verdict, detail) of one array; the detail is `error / tolerance = share`."""
+    if name not in actual:
+        for pattern, reason in NOT_COMPARED.items():
+            if re.fullmatch(pattern, name):
+                return "not compared", reason
+        return "MISSING", "nothing here computes it"
+    expected, found = golden.outputs[name], np.asarray(actual[name])
+    if found.shape != expected.shape:
+        return "OFF", f"shape {list(found.shape)}, expected {list(expected.shape)}"
+    if name not in golden.atol and name not in golden.rtol:
+        return "MISSING", "tolerances.json has no value for it"
+    relative = name in golden.rtol
+    tolerance = golden.rtol[name] if relative else golden.atol[name]
+    error = difference(found, expected, relative)
+    share = f" = {error / tolerance:.3f}" if tolerance else ""
+    return "ok" if error <= tolerance else "OFF", f"{error:.2e} / {tolerance:.2e}{share}{' relative' * relative}"
+
+
+def difference(found: np.ndarray, expected: np.ndarray, relative: bool) -> float:
+    """Largest difference; equal elements (infinities too) count 0, NaN on one side counts infinite."""
+    found, expected = found.astype(np.float64), expected.astype(np.float64)
+    same = (found == expected) | (np.isnan(found) & np.isnan(expected))
+    with np.errstate(all="ignore"):
+        error = np.abs(found - expected)
+        error = error / np.abs(expected) if relative else error
+    error = np.where(same, 0.0, np.where(np.isnan(error), np.inf, error))
+    return float(error.max(initial=0.0))

@@ -1,0 +1,221 @@
+"""The conversion command: import, export, inspect, and verify with proof that it sees mistakes."""
+
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from mimo_jax import convert
+from mimo_jax.cli import UserError
+from mimo_jax.interop import configs, hf, verify
+from mimo_jax.training.checkpoints import Checkpoints, Meta, load_params
+
+EMPTY = "287"
+
+GIN = """
+from __gin__ import dynamic_registration
+from mimo_jax import train as train_script
+from mimo_jax.models import mimo_audio
+from mimo_jax.objectives import language_model
+train_script.train.objective = @language_model.LanguageModelObjective()
+language_model.LanguageModelObjective.model = @mimo_audio.MimoAudioConfig()
+"""
+
+
+def same_tensors(a: Path, b: Path) -> None:
+    ours, theirs = load_file(a / "model.safetensors"), load_file(b / "model.safetensors")
+    assert ours.keys() == theirs.keys()
+    for name, tensor in theirs.items():
+        assert ours[name].tobytes() == tensor.tobytes() and ours[name].dtype == tensor.dtype, name
+
+
+@pytest.fixture(autouse=True)
+def no_gin():
+    import gin
+
+    gin.clear_config()
+    yield
+    gin.clear_config()
+
+
+def test_through_a_checkpoint_and_back(lm_tiny: Path, tmp_path: Path):
+    assert (
+        convert.main(["import", f"--weights={lm_tiny}", f"--empty_token_id={EMPTY}", f"--out={tmp_path / 'run'}"]) == 0
+    )
+    params, mutable, meta = load_params(tmp_path / "run")
+    config, expected = hf.load_lm(lm_tiny, empty_token_id=int(EMPTY))
+    jax.tree.map(np.testing.assert_array_equal, params, expected)
+    assert not mutable and not meta.config
+
+    # As a training run leaves it: the configuration is in the checkpoint's gin text.
+    fields = "".join(f"mimo_audio.MimoAudioConfig.{name} = {value!r}\n" for name, value in vars(config).items())
+    checkpoints = Checkpoints(tmp_path / "trained", asynchronous=False)
+    checkpoints.save({"params": params}, Meta(step=7, config=GIN + fields))
+    checkpoints.close()
+    assert convert.main(["export", f"--model_dir={tmp_path / 'trained'}", f"--out={tmp_path / 'out'}"]) == 0
+    same_tensors(tmp_path / "out", lm_tiny)
+    assert hf.load_lm(tmp_path / "out")[0] == config
+
+
+def test_tokenizer_through_a_checkpoint(tokenizer_tiny: Path, tmp_path: Path):
+    assert convert.main(["import", f"--weights={tokenizer_tiny}", f"--out={tmp_path / 'run'}"]) == 0
+    params, mutable, _ = load_params(tmp_path / "run")
+    config, _ = hf.load_tokenizer(tokenizer_tiny)
+    hf.save_tokenizer(tmp_path / "out", config, {"params": params["tokenizer"], **mutable})
+    same_tensors(tmp_path / "out", tokenizer_tiny)
+
+
+def test_initialisation_from_a_plain_llm(lm_tiny: Path, tmp_path: Path):
+    config, params = hf.load_lm(lm_tiny, empty_token_id=int(EMPTY))
+    hf.save_lm(tmp_path / "lm", config, params)
+    llm = tmp_path / "llm"
+    assert convert.main(["export", f"--weights={tmp_path / 'lm'}", "--llm_only", f"--out={llm}"]) == 0
+    arguments = ["import", f"--weights={llm}", f"--audio_config={tmp_path / 'lm'}"]
+    runs = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        assert convert.main([*arguments, f"--seed={seed}", f"--out={tmp_path / name}"]) == 0
+        runs.append(load_params(tmp_path / name)[0])
+    assert jax.tree.map(np.shape, runs[0]) == jax.tree.map(np.shape, params)
+    for part in ("llm", "embed_tokens", "lm_head"):
+        jax.tree.map(np.testing.assert_array_equal, runs[2][part], params[part])
+    jax.tree.map(np.testing.assert_array_equal, runs[0], runs[1])
+    rest = [run["patch_decoder"]["layers"]["up_proj"]["kernel"] for run in runs]
+    assert not np.array_equal(rest[0], rest[2])
+    assert not np.array_equal(rest[0], params["patch_decoder"]["layers"]["up_proj"]["kernel"])
+
+
+def test_export_of_a_folder(lm_tiny: Path, tokenizer_tiny: Path, tmp_path: Path, capsys):
+    shutil.copytree(lm_tiny, tmp_path / "lm")
+    values = configs.read_config(lm_tiny) | {"empty_token_id": int(EMPTY), "own_field": 3}
+    (tmp_path / "lm" / "config.json").write_text(json.dumps(values))
+    (tmp_path / "lm" / "merges.txt").write_text("x")
+    out = tmp_path / "out"
+    # Half a text tokenizer: named by the caller it is a mistake, lying there it is none.
+    arguments = ["export", f"--weights={tmp_path / 'lm'}", f"--text_tokenizer={tmp_path / 'lm'}", f"--out={out}"]
+    assert convert.main(arguments) == 2
+    assert "no usable text tokenizer" in capsys.readouterr().err
+    arguments = ["export", f"--weights={tmp_path / 'lm'}", "--max_shard_gb=0.0001", "--dtype=bfloat16", f"--out={out}"]
+    assert convert.main(arguments) == 0
+    assert len(list(out.glob("*.safetensors"))) > 1
+    written = configs.read_config(out)
+    assert written["own_field"] == 3 and written["torch_dtype"] == "bfloat16"
+    assert convert.main(["export", f"--weights={tokenizer_tiny}", f"--out={tmp_path / 'codec'}"]) == 0
+    same_tensors(tmp_path / "codec", tokenizer_tiny)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["import", "--weights=nowhere", "--out=x"], "nowhere/config.json: missing"),
+        (["export", "--weights={tokenizer}", "--out=x", "--llm_only"], "this is an audio tokenizer"),
+        (["export", "--model_dir=nowhere", "--out=x"], "nowhere: no checkpoint"),
+        (["verify", "--weights={tokenizer}", "--golden=nowhere"], "inputs.npz: missing"),
+    ],
+)
+def test_mistakes_give_one_message(tokenizer_tiny: Path, tmp_path: Path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    assert convert.main([argument.format(tokenizer=tokenizer_tiny) for argument in arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("model", "low", "high"), [("mimo_audio_7b", 7.0, 8.1), ("tokenizer_1b", 1.2, 1.3)])
+def test_inspect_published_models(capsys, model: str, low: float, high: float):
+    assert convert.main(["inspect", f"--model={model}", "--tensors"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert low <= float(lines[0].split()[1]) <= high
+    if model == "mimo_audio_7b":
+        assert any("llm/layers/attention/k_proj/kernel" in line and "[36, 4096, 1024]" in line for line in lines)
+
+
+# --- verify -----------------------------------------------------------------------------------------------------------
+
+
+def part_of(golden: Path, target: Path, keep: tuple[str, ...]) -> Path:
+    """A golden folder with only the output arrays whose names begin with one of `keep`."""
+    shutil.copytree(golden, target)
+    outputs = {k: v for k, v in np.load(golden / "outputs.npz").items() if k.startswith(keep)}
+    assert outputs
+    np.savez(target / "outputs.npz", **outputs)
+    return target
+
+
+@pytest.mark.parametrize("name", ["tokenizer_tiny", "lm_tiny"])
+def test_verify_passes_on_the_golden_folders(golden: Path, capsys, name: str):
+    assert convert.main(["verify", f"--weights={golden / name}", f"--golden={golden / name}"]) == 0
+    assert "PASSED" in capsys.readouterr().out.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_verify_passes_on_the_loss(golden: Path, capsys):
+    assert convert.main(["verify", f"--weights={golden / 'lm_tiny'}", f"--golden={golden / 'loss_tiny'}"]) == 0
+    assert "PASSED: 152 ok" in capsys.readouterr().out.splitlines()[-1]
+
+
+def changed(source: Path, target: Path, config: dict | None = None, tensors: dict | None = None) -> Path:
+    shutil.copytree(source, target)
+    (target / "config.json").write_text(json.dumps(configs.read_config(source) | (config or {})))
+    stored = load_file(source / "model.safetensors")
+    for name, change in (tensors or {}).items():
+        stored[name] = change(stored[name])
+    save_file(stored, target / "model.safetensors")
+    return target
+
+
+@pytest.mark.parametrize(
+    ("config", "tensors"),
+    [
+        ({"encoder_skip_layer_id": 2}, {}),
+        ({"encoder_attn_window_size": [16, -1]}, {}),
+        ({"rope_theta": 10500}, {}),
+        ({}, {"encoder.layers.1.self_attn.q_proj.bias": np.zeros_like}),
+        ({}, {"decoder.vocoder.layers.0.fc1.weight": lambda x: x * np.float32(1.001)}),
+    ],
+)
+def test_verify_sees_a_wrong_tokenizer(tokenizer_tiny: Path, tmp_path: Path, config: dict, tensors: dict):
+    part = part_of(tokenizer_tiny, tmp_path / "golden", ("enc_single_0.features_packed", "dec_single_0.wav"))
+    lines: list[str] = []
+    assert not verify.verify(changed(tokenizer_tiny, tmp_path / "weights", config, tensors), part, lines.append)
+    assert any(line.lstrip().startswith("OFF") for line in lines)
+    assert lines[-1].startswith("FAILED")
+
+
+@pytest.mark.parametrize(
+    ("config", "tensors"),
+    [
+        ({"input_full_attention": False}, {}),
+        ({"rms_norm_eps": 1e-5}, {}),
+        ({}, {"model.layers.0.self_attn.k_proj.bias": np.zeros_like}),
+        ({}, {"lm_head.weight": lambda x: x * np.float32(1.001)}),
+    ],
+)
+def test_verify_sees_a_wrong_language_model(lm_tiny: Path, tmp_path: Path, config: dict, tensors: dict):
+    part = part_of(lm_tiny, tmp_path / "golden", ("batch.text_logits",))
+    lines: list[str] = []
+    assert not verify.verify(changed(lm_tiny, tmp_path / "weights", config, tensors), part, lines.append)
+    assert lines[-1].startswith("FAILED: 0 ok, 1 OFF")
+
+
+def test_verify_fails_on_what_it_cannot_compute(lm_tiny: Path, tmp_path: Path):
+    part = part_of(lm_tiny, tmp_path / "golden", ("tf_random.",))
+    outputs = dict(np.load(part / "outputs.npz"))
+    np.savez(part / "outputs.npz", **outputs, **{"tf_random.unheard_of": np.zeros(3)})
+    lines: list[str] = []
+    assert not verify.verify(lm_tiny, part, lines.append)
+    assert lines[-1] == "FAILED: 12 ok, 0 OFF, 1 MISSING, 0 not compared"
+    np.savez(part / "outputs.npz", something=np.zeros(3))
+    with pytest.raises(UserError, match="neither a tokenizer's nor"):
+        verify.verify(lm_tiny, part, lines.append)
+
+
+def test_difference():
+    inf, nan = np.inf, np.nan
+    assert verify.difference(np.array([1.0, inf, nan]), np.array([1.0, inf, nan]), False) == 0
+    assert verify.difference(np.array([1.0, nan]), np.array([1.0, 2.0]), False) == inf
+    assert verify.difference(np.array([inf]), np.array([1.0]), False) == inf
+    assert verify.difference(np.array([1.1, 0.0]), np.array([1.0, 0.0]), True) == pytest.approx(0.1)
+    assert verify.difference(np.array([1e-9]), np.array([0.0]), True) == inf
+    assert verify.difference(np.zeros(0), np.zeros(0), False) == 0
