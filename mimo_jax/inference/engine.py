@@ -362,16 +362,18 @@ class Engine:
         for i, request in enumerate(requests):
             stop[i, : len(request.stop_tokens)] = request.stop_tokens
         limit = self.max_positions
-        rows = Rows(
-            min_length=length + np.array([min(r.min_new, limit) for r in requests], np.int32),
-            max_length=np.minimum(length + np.array([min(r.max_new, limit) for r in requests], np.int32), limit),
-            stop_tokens=stop,
-            forced_end=np.array([-1 if r.forced_end is None else r.forced_end for r in requests], np.int32),
-            seed=np.array([r.seed % 2**32 for r in requests], np.uint32),
+        min_new = np.array([min(r.min_new, limit) for r in requests], np.int32)
+        max_new = np.array([min(r.max_new, limit) for r in requests], np.int32)
+        forced_end = np.array([-1 if r.forced_end is None else r.forced_end for r in requests], np.int32)
+        return Rows(
+            min_length=jnp.asarray(length + min_new),
+            max_length=jnp.asarray(np.minimum(length + max_new, limit)),
+            stop_tokens=jnp.asarray(stop),
+            forced_end=jnp.asarray(forced_end),
+            seed=jnp.asarray(np.array([r.seed % 2**32 for r in requests], np.uint32)),
             text=sampling.settings([r.text_sampling for r in requests]),
             audio=sampling.settings([r.audio_sampling for r in requests]),
         )
-        return jax.tree.map(jnp.asarray, rows)
 
     def _state(self, requests: Sequence[Request], slots: int) -> State:
         config, compute = self.config, self._programs.compute

@@ -153,8 +153,8 @@ def attention(
 def cached_attention(query: Array, keys: Array, values: Array, mask: Array | None) -> Array:
     """As `attention`, over a key/value cache laid out [B, kv_heads, S, head_dim].
 
-    With heads before slots, one query per sequence is a matrix-vector product over contiguous memory (measured on CPU: 2
-    to 5 times faster than the layout [B, S, kv_heads, head_dim], whose product needs a transposed copy of the cache).
+    With heads before slots, one query per sequence is a matrix-vector product over contiguous memory (measured on CPU:
+    2 to 5 times faster than the layout [B, S, kv_heads, head_dim], whose product needs a transposed copy).
     """
     batch, length, heads, head_dim = query.shape
     grouped = query.reshape(batch, length, keys.shape[1], -1, head_dim)

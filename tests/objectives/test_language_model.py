@@ -8,10 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
 
 from mimo_jax.objectives.language_model import LanguageModelObjective, chunked_cross_entropy, gather_patches
-from tests.models.released import grid_arrays, load, parameters
+from tests.models.released import by_official_name, grid_arrays, load
 
 BATCHES = ("full", "padded", "empty_codes")
 VARIANTS = ("released", "zeroed")
@@ -20,15 +19,14 @@ ROWS, LENGTH = 3, 72
 
 
 @partial(jax.jit, static_argnums=0)
-def evaluate(objective, tensors, batch):
-    """Loss, metrics, gradients by official name, and the losses of the single targets."""
+def evaluate(objective, params, batch):
+    """Loss, metrics, gradients, and the losses of the single targets."""
 
-    def loss(tensors):
-        params = parameters(tensors, objective.model)
+    def loss(params):
         return objective.loss(params, {}, batch, jax.random.key(0), jnp.float32(0))
 
-    (value, (_, metrics)), gradients = jax.value_and_grad(loss, has_aux=True)(tensors)
-    return value, metrics, gradients, vars(objective.losses(parameters(tensors, objective.model), batch, True))
+    (value, (_, metrics)), gradients = jax.value_and_grad(loss, has_aux=True)(params)
+    return value, metrics, gradients, vars(objective.losses(params, batch, True))
 
 
 def pad(batch):
@@ -41,13 +39,13 @@ def pad(batch):
 class Fixture:
     def __init__(self, golden):
         self.lm, folder = golden / "lm_tiny", golden / "loss_tiny"
-        self.tensors = load_file(self.lm / "model.safetensors")
+        self.config, self.params = load(self.lm)
         self.inputs, self.outputs = dict(np.load(folder / "inputs.npz")), dict(np.load(folder / "outputs.npz"))
         self.run = json.loads((folder / "run.json").read_text())
         self.tolerances = json.loads((folder / "tolerances.json").read_text())
 
     def batch(self, name):
-        config, _ = load(self.lm)
+        config = self.config
         text, audio = grid_arrays(self.inputs[f"{name}.input_ids"], config.group_size)
         labels, label_codes = grid_arrays(self.inputs[f"{name}.labels"], config.group_size)
         mask = self.inputs[f"{name}.attention_mask"]
@@ -61,10 +59,11 @@ class Fixture:
         return {"text": text, "audio": audio, "segment_ids": mask, "positions": positions, "loss_mask": is_target}
 
     def objective(self, variant):
-        return LanguageModelObjective(load(self.lm, released_text_embedding=variant == "released")[0])
+        return LanguageModelObjective(dataclasses.replace(self.config, released_text_embedding=variant == "released"))
 
     def evaluate(self, variant, batch):
-        return evaluate(self.objective(variant), self.tensors, pad(batch))
+        loss, metrics, gradients, losses = evaluate(self.objective(variant), self.params, pad(batch))
+        return loss, metrics, by_official_name(self.config, gradients), losses
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +108,7 @@ def test_gradients(tiny, name, variant):
             actual = actual[rows[parameter]]
         np.testing.assert_allclose(actual, tiny.outputs[key], rtol=0, atol=tolerances["atol"][key], err_msg=parameter)
     norms = [np.linalg.norm(gradients[parameter]) for parameter in tiny.run["grad_norms_parameters"]]
-    assert len(norms) == len(tiny.tensors)
+    assert len(norms) == len(gradients)
     np.testing.assert_allclose(
         norms, tiny.outputs[f"{prefix}.grad_norms"], rtol=tolerances["rtol"][f"{prefix}.grad_norms"], atol=1e-9
     )
@@ -117,7 +116,7 @@ def test_gradients(tiny, name, variant):
 
 def test_without_labelled_audio_the_text_loss_stands_alone(tiny):
     batch = tiny.batch("padded")
-    batch["loss_mask"] = batch["loss_mask"] & (batch["text"] != load(tiny.lm)[0].empty_token_id)
+    batch["loss_mask"] = batch["loss_mask"] & (batch["text"] != tiny.config.empty_token_id)
     loss, metrics, gradients, _ = tiny.evaluate("zeroed", batch)
     assert loss == metrics["text_loss"] > 0
     assert not np.any(gradients["hidden_states_downcast.weight"])
