@@ -119,6 +119,15 @@ def frame_l1(output: Array, target: Array, lengths: Array) -> tuple[Array, Array
     return distance.sum(), valid.sum().astype(jnp.float32)
 
 
+def standardised(x: Array, lengths: Array) -> Array:
+    """x [B, F, M] with mean 0 and variance 1 over the first lengths [B] frames of each sequence."""
+    valid = (jnp.arange(x.shape[1])[None, :] < lengths[:, None])[..., None]
+    count = jnp.maximum(lengths * x.shape[2], 1)[:, None, None]
+    x = x - jnp.where(valid, x, 0).sum(axis=(1, 2), keepdims=True) / count
+    variance = jnp.where(valid, jnp.square(x), 0).sum(axis=(1, 2), keepdims=True) / count
+    return x * jax.lax.rsqrt(variance + 1e-5)
+
+
 def ratio(total: Array, count: Array) -> Array:
     """total / count, 0 for nothing counted."""
     return jnp.sum(total) / jnp.maximum(jnp.sum(count), 1)

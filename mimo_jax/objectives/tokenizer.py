@@ -19,7 +19,7 @@ from mimo_jax.models.tokenizer.blocks import FAN_IN, dtypes
 from mimo_jax.models.transformer import Compute, Transformer, TransformerConfig
 from mimo_jax.objectives.base import Batch, Metrics, Mutable, Params
 from mimo_jax.objectives.language_model import cross_entropy
-from mimo_jax.objectives.reconstruction import Segments, frame_l1, mel_distance, ratio
+from mimo_jax.objectives.reconstruction import Segments, frame_l1, mel_distance, ratio, standardised
 
 Array = jax.Array
 
@@ -105,6 +105,7 @@ class TokenizerObjective:
       segment_frames: mel frames of a random segment of each sequence that is vocoded and compared; 0 = all of it. The
         vocoder sees a bounded window anyway, and a segment a step costs a fraction of the whole.
       coarse_mel_weight: of the L1 between the decoder's mel and the input's; not in the report, helps small models.
+        The input's is standardised per sequence, as the decoder's last norm does with its own.
       scales: of the reconstruction loss.
       mel_floor: floor of its logarithm, None = linear magnitudes.
     """
@@ -187,7 +188,7 @@ class TokenizerObjective:
 
         sums = {}
         coarse, coarse_lengths = model.apply(variables, quantized, lengths, method="decode_features")
-        sums["coarse_mel"] = frame_l1(coarse[:, : mel.shape[1]], mel, mel_lengths)
+        sums["coarse_mel"] = frame_l1(coarse[:, : mel.shape[1]], standardised(mel, mel_lengths), mel_lengths)
         if self.reconstruction_weight:
             part = Segments.whole(coarse, coarse_lengths, waveform, samples, config.hop_length)
             if rng is not None and self.segment_frames:

@@ -48,12 +48,13 @@ GAN = TokenizerGanObjective(
 
 
 def batch(seed=0, size=4, samples=12000):
-    """Tones whose pitch is the text."""
+    """Tones in noise whose pitch is the text."""
     rng = np.random.default_rng(seed)
     text = rng.integers(1, 12, (size, 3)).astype(np.int32)
     time = np.arange(samples) / 24000
     index = np.minimum(np.arange(samples) * 3 // samples, 2)
-    wave = np.stack([np.sin(2 * np.pi * 150 * t[index] * time) for t in text]).astype(np.float32) * 0.3
+    wave = np.stack([np.sin(2 * np.pi * 150 * t[index] * time) for t in text]) * 0.3
+    wave = (wave + rng.normal(size=wave.shape) * 0.01).astype(np.float32)
     num_samples = np.full(size, samples, np.int32)
     num_samples[1] = samples - 5000
     return {

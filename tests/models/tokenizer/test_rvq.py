@@ -127,7 +127,7 @@ def test_update_is_the_same_on_a_sharded_batch():
     """Statistics are global: eight devices with a part of the batch each move the codebooks as one device does."""
     if jax.device_count() < 8:
         pytest.skip("needs 8 (simulated) devices")
-    x, _ = features(batch=16)
+    x = jax.random.normal(jax.random.key(4), (16, 32, 6))  # spread out: no two codes at nearly the same distance
     mask = jnp.arange(32)[None, :] < jnp.arange(17, 33)[:, None]
     start, key = empty_books((16, 8), 6), jax.random.key(5)
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:8]), ("data",))
