@@ -26,9 +26,9 @@ class UserError(Exception):
 
 
 def default_search_paths() -> list[str]:
-    """Where gin files are looked for: the working folder, the repository's root and its `gin/`."""
+    """Where gin files are looked for: the repository's `gin/`, the working folder, the repository's root."""
     root = Path(__file__).resolve().parent.parent
-    return [os.getcwd(), str(root), str(root / "gin")]
+    return [str(root / "gin"), os.getcwd(), str(root)]
 
 
 def rewrite_gin_arguments(argv: Sequence[str]) -> list[str]:
