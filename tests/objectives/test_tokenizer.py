@@ -86,7 +86,7 @@ def test_stage_one_learns(trained):
     for name in ("loss/coarse_mel", "loss/reconstruction"):
         assert history[-1][name] < 0.7 * history[0][name], name
     assert history[2]["loss/commitment"] == 0 and history[3]["loss/commitment"] > 0
-    assert history[2]["perplexity/1"] == 0 and history[-1]["perplexity/1"] > 2
+    assert history[2]["perplexity/1"] == 0 and history[-1]["perplexity/1"] > 1.5
     assert mutable["step"] == 25 and mutable["codebooks"]["quantizer"]["layers_2"]["inited"] == 1
     assert all(np.isfinite(v) for metrics in history for v in metrics.values())
 
