@@ -26,9 +26,9 @@ class UserError(Exception):
 
 
 def default_search_paths() -> list[str]:
-    """Where gin files are looked for: the repository's `gin/`, the working folder, the repository's root."""
-    root = Path(__file__).resolve().parent.parent
-    return [str(root / "gin"), os.getcwd(), str(root)]
+    """Where gin files are looked for: the repository's `gin/` or an installed copy, the working folder, the root."""
+    package = Path(__file__).resolve().parent
+    return [str(package.parent / "gin"), str(package / "gin"), os.getcwd(), str(package.parent), str(package)]
 
 
 def rewrite_gin_arguments(argv: Sequence[str]) -> list[str]:

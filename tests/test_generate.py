@@ -31,7 +31,9 @@ def folders(tokenizer_tiny, tmp_path_factory):
         write_wav(folder / f"{number}.wav", rng.normal(0, 0.1, 3000 + 400 * number).astype(np.float32))
     (folder / "broken.wav").write_bytes(b"RIFFnothing")
     records = [Record(str(n), f"{n}.wav", "the cat", split="train") for n in range(5)]
-    write_manifest(folder / "manifest.jsonl", [*records[:2], Record("broken", "broken.wav", split="train"), *records[2:]])
+    write_manifest(
+        folder / "manifest.jsonl", [*records[:2], Record("broken", "broken.wav", split="train"), *records[2:]]
+    )
     return folder, folder / "lm", tokenizer_tiny
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -30,41 +31,67 @@ class ReleasedCodec:
 
 
 class ReleasedModel:
-    """`inference.tasks.MimoAudio` of an exported model folder."""
+    """`inference.tasks.MimoAudio` of an exported model folder.
 
-    def __init__(self, lm_dir: str | os.PathLike[str], tokenizer_dir: str | os.PathLike[str]):
+    Args:
+      lm_dir, tokenizer_dir: exported folders.
+      max_text, max_speech: new positions of a text answer and of a spoken one; a model that was trained for minutes may
+        not stop by itself.
+    """
+
+    def __init__(
+        self,
+        lm_dir: str | os.PathLike[str],
+        tokenizer_dir: str | os.PathLike[str],
+        max_text: int = 64,
+        max_speech: int = 96,
+    ):
         from mimo_jax.inference.tasks import MimoAudio
 
         self._model = MimoAudio.load(lm_dir, tokenizer_dir)
+        self._max_text, self._max_speech = max_text, max_speech
 
     def asr(self, waves: Sequence[Wave], *, seeds: Sequence[int]) -> list[str]:
         """Transcripts."""
-        return self._model.asr(list(waves), seeds=list(seeds))
+        return [a.text for a in self._model.asr(list(waves), seeds=list(seeds), max_new=self._max_text)]
 
     def tts(self, texts: Sequence[str], *, seeds: Sequence[int]) -> list[Wave]:
         """Speech of texts."""
-        return self._model.tts(list(texts), seeds=list(seeds))
+        return _spoken(self._model.tts(list(texts), seeds=list(seeds), max_new=self._max_speech))
 
     def continue_speech(self, waves: Sequence[Wave], *, seeds: Sequence[int]) -> list[Wave]:
         """What follows each prompt."""
-        return self._model.continue_speech(list(waves), seeds=list(seeds))
+        return _spoken(self._model.continue_speech(list(waves), seeds=list(seeds), max_new=self._max_speech))
 
     def convert(self, requests: Sequence[ConversionRequest], *, seeds: Sequence[int]) -> list[Wave]:
-        """Few-shot conversions, one call each: requests differ in instruction and shots."""
-        return [
-            self._model.speech_to_speech(
+        """Few-shot conversions."""
+        from mimo_jax.inference.tasks import Conversion, Speech
+
+        conversions = [
+            Conversion(
                 request.instruction,
-                [(shot.source, shot.text, shot.target) for shot in request.shots],
+                [(shot.source, Speech(shot.text, shot.target)) for shot in request.shots],
                 request.query,
-                seed=seed,
             )
-            for request, seed in zip(requests, seeds, strict=True)
+            for request in requests
         ]
+        return _spoken(self._model.speech_to_speech(conversions, seeds=list(seeds), max_new=self._max_speech))
 
     def answer_about_audio(self, waves: Sequence[Wave], questions: Sequence[str], *, seeds: Sequence[int]) -> list[str]:
         """Text answers to questions about recordings."""
-        return self._model.understand(list(waves), list(questions), seeds=list(seeds))
+        answers = self._model.audio_understanding(
+            list(waves), list(questions), seeds=list(seeds), max_new=self._max_text
+        )
+        return [a.text for a in answers]
 
     def answer_in_speech(self, waves: Sequence[Wave], *, seeds: Sequence[int]) -> list[Wave]:
         """Spoken answers."""
-        return self._model.spoken_dialogue(list(waves), seeds=list(seeds))
+        from mimo_jax.inference.tasks import Message
+
+        dialogues = [[Message("user", wave)] for wave in waves]
+        return _spoken(self._model.spoken_dialogue(dialogues, seeds=list(seeds), max_new=self._max_speech))
+
+
+def _spoken(answers: Sequence[Any]) -> list[Wave]:
+    """Their waves; empty where nothing was spoken."""
+    return [np.zeros(0, np.float32) if answer.wave is None else answer.wave for answer in answers]

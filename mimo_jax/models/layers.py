@@ -147,7 +147,7 @@ def attention(
       mask: [B or 1, 1, T, S] bool, True = visible.
       implementation: "xla" (any device) or "cudnn" (NVIDIA GPU, bfloat16 or float16).
     """
-    return jax.nn.dot_product_attention(query, key, value, mask=mask, implementation=implementation)  # type: ignore[arg-type]
+    return jax.nn.dot_product_attention(query, key, value, mask=mask, implementation=implementation)  # type: ignore[call-overload]
 
 
 def cached_attention(query: Array, keys: Array, values: Array, mask: Array | None) -> Array:

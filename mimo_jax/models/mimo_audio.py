@@ -2,14 +2,15 @@
 
 A sequence has T positions; each is a text token or an audio patch of G frames x C codebooks. An audio position carries
 the special text id `<|empty|>` and real codes; a text position carries a text id and *empty* codes (the last id of each
-codebook's vocabulary). Frames of a patch are embedded (sum over codebooks), run through the bidirectional patch encoder,
-concatenated and projected to the LLM's width. The LLM's hidden state at t predicts the text id of t + 1; if that is
+codebook's vocabulary). Frames of a patch are embedded (sum over codebooks), run through the bidirectional patch
+encoder, concatenated and projected to the LLM's width. The LLM's hidden state at t predicts the text id of t + 1; if that is
 `<|empty|>`, the patch decoder turns the projected hidden state into the patch, codebook r delayed by d_r steps.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -191,7 +192,8 @@ class MimoAudio(nn.Module):
 
     def patch_encoder_input(self, codes: Array) -> Array:
         """Sum over codebooks of the code embeddings, empty codes counting 0. codes [N, G, C] -> [N, G, D]."""
-        return sum(table(codes[..., c], zero_empty=True) for c, table in enumerate(self.speech_embeddings))
+        vectors = [table(codes[..., c], zero_empty=True) for c, table in enumerate(self.speech_embeddings)]
+        return functools.reduce(jnp.add, vectors)
 
     def encode_patches(self, codes: Array) -> Array:
         """Patches [N, G, C] -> their input embeddings [N, hidden_size] (patch encoder, then projection)."""
@@ -236,7 +238,7 @@ class MimoAudio(nn.Module):
         cache: Cache | None = None,
         return_layers: bool = False,
     ) -> tuple[Array, Cache | Array | None]:
-        """The LLM over input embeddings [B, T, hidden_size] -> (hidden [B, T, hidden_size], cache); see `Transformer`."""
+        """The LLM: input embeddings [B, T, hidden_size] -> (hidden of the same shape, cache); see `Transformer`."""
         return self.llm(x, positions, segment_ids, cache, return_layers)
 
     def text_logits(self, hidden: Array) -> Array:
@@ -261,14 +263,14 @@ class MimoAudio(nn.Module):
         Step 0 takes `local_hidden`; step s + 1 the sum over codebooks r of the embedding of frame s - d_r.
         """
         config, steps = self.config, self.config.patch_steps
-        total = 0.0
+        inputs = []
         for codebook, delay in enumerate(config.delay_pattern):
             vectors = self._code_input(codes[..., codebook], codebook)
             after = steps - 1 - delay - config.group_size
             # The last step's tokens are never an input: the slowest codebook loses its last frame here.
             vectors = jnp.pad(vectors, ((0, 0), (delay, max(after, 0)), (0, 0)))[:, : steps - 1]
-            total = total + vectors
-        return jnp.concatenate([local_hidden[:, None], self._to_local(total)], axis=1)
+            inputs.append(vectors)
+        return jnp.concatenate([local_hidden[:, None], self._to_local(functools.reduce(jnp.add, inputs))], axis=1)
 
     def patch_hidden(self, local_hidden: Array, codes: Array) -> Array:
         """Teacher-forced outputs of the patch decoder [N, steps, local_dim]."""
@@ -297,7 +299,7 @@ class MimoAudio(nn.Module):
 
     def step_input_from_codes(self, codes: Array, active: Array) -> Array:
         """Sum of embeddings of the codes sampled at one step. codes [N, C], active [C] bool -> [N, local_dim]."""
-        total = sum(
+        vectors = [
             jnp.where(active[c], self._code_input(codes[:, c], c), 0.0) for c in range(self.config.audio_channels)
-        )
-        return self._to_local(total)
+        ]
+        return self._to_local(functools.reduce(jnp.add, vectors))

@@ -123,7 +123,7 @@ class Transformer(nn.Module):
             slots = jnp.arange(cache[0].shape[3])[None, :]
             mask = layers.attention_mask(positions, slots, causal=True)
         else:
-            # Inside a row, order is what counts: positions restart per segment, so the index is the position to compare.
+            # Inside a row, order is what counts: positions restart per segment, so it is the index that is compared.
             index = jnp.arange(x.shape[1])[None, :]
             mask = layers.attention_mask(
                 index, index, causal=config.causal, query_segments=segment_ids, key_segments=segment_ids

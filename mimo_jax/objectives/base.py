@@ -22,7 +22,7 @@ class Objective(Protocol):
     def loss(
         self, params: Params, mutable: Mutable, batch: Batch, rng: jax.Array, progress: jax.Array
     ) -> tuple[jax.Array, tuple[Mutable, Metrics]]:
-        """Scalar loss, next non-gradient state, scalar metrics; `progress` in [0, 1] is the share of the budget spent."""
+        """(loss, (next non-gradient state, scalar metrics)); `progress` in [0, 1] is the share of the budget spent."""
         ...
 
     def evaluate(self, params: Params, mutable: Mutable, batch: Batch) -> dict[str, tuple[jax.Array, jax.Array]]:

@@ -1,4 +1,4 @@
-"""Device mesh and sharding rules: parallelism is configuration (`gin/hardware/*.gin`), models know logical axes only."""
+"""Device mesh and sharding rules: parallelism is configuration (`gin/hardware`), models know logical axes only."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
@@ -55,7 +55,7 @@ class Intervals:
     prefetch: int = 3
 
 
-def prefetch(batch: Callable[[int], Any], start: int, depth: int) -> Iterator[tuple[int, Any]]:
+def prefetch(batch: Callable[[int], Any], start: int, depth: int) -> Generator[tuple[int, Any], None, None]:
     """(step, batch(step)) from `start` on, with `depth` batches prepared in threads, always in order."""
     with ThreadPoolExecutor(max_workers=max(1, min(depth, 2)), thread_name_prefix="batch") as pool:
         pending: collections.deque = collections.deque()
@@ -192,7 +192,7 @@ def run(
     return state
 
 
-def _counters(name: str, text_tokens: int, audio_tokens: int) -> dict[str, int | str]:
+def _counters(name: str, text_tokens: int, audio_tokens: int) -> dict[str, float | int | str]:
     return {"stage": name, "text_tokens": text_tokens, "audio_tokens": audio_tokens}
 
 
