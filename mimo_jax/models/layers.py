@@ -20,6 +20,29 @@ Initializer = Callable[..., Array]
 NO_LIMIT = (-1, -1)
 
 
+@jax.custom_vjp
+def matmul(x: Array, kernel: Array) -> Array:
+    """`x @ kernel` of [..., in] and [in, out], with the kernel's gradient written as `x^T g`.
+
+    JAX writes it as `(g^T x)^T`. Mathematically the same; but XLA on CPU then fuses whatever produced g (an activation's
+    derivative, say) into a transposed, strided write, which makes a small MLP's backward pass twice as slow.
+    """
+    return x @ kernel
+
+
+def _matmul_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return x @ kernel, (x, kernel)
+
+
+def _matmul_backward(saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
+    x, kernel = saved
+    rows = tuple(range(x.ndim - 1))
+    return g @ kernel.T, jax.lax.dot_general(x, g, ((rows, rows), ((), ())))
+
+
+matmul.defvjp(_matmul_forward, _matmul_backward)
+
+
 class Linear(nn.Module):
     """`x @ kernel + bias` over the last axis. kernel [in, features]; logical axes `axes` = (in, out)."""
 
@@ -38,7 +61,7 @@ class Linear(nn.Module):
             (x.shape[-1], self.features),
             jnp.dtype(self.param_dtype),
         )
-        y = x.astype(self.dtype) @ kernel.astype(self.dtype)
+        y = matmul(x.astype(self.dtype), kernel.astype(self.dtype))
         if self.use_bias:
             bias = self.param(
                 "bias",
@@ -147,7 +170,21 @@ def attention(
       mask: [B or 1, 1, T, S] bool, True = visible.
       implementation: "xla" (any device) or "cudnn" (NVIDIA GPU, bfloat16 or float16).
     """
-    return jax.nn.dot_product_attention(query, key, value, mask=mask, implementation=implementation)  # type: ignore[call-overload]
+    if implementation != "xla":
+        return jax.nn.dot_product_attention(query, key, value, mask=mask, implementation=implementation)  # type: ignore[call-overload]
+    batch, length, heads, head_dim = query.shape
+    kv_heads = key.shape[2]
+    # [B, kv_heads, group * T, head_dim]: one batched product per kv head, whatever the grouping.
+    grouped = query.transpose(0, 2, 1, 3).reshape(batch, kv_heads, heads // kv_heads * length, head_dim)
+    key, value = key.transpose(0, 2, 1, 3), value.transpose(0, 2, 1, 3)
+    logits = jnp.einsum("bktd,bksd->bkts", grouped, key, preferred_element_type=jnp.float32) * head_dim**-0.5
+    if mask is not None:
+        logits = logits.reshape(batch, heads, length, -1)
+        # Finite, so that a padded query (which sees nothing) gives numbers instead of NaN.
+        logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min / 2)
+    weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype).reshape(batch, kv_heads, -1, key.shape[2])
+    out = jnp.einsum("bkts,bksd->bktd", weights, value)
+    return out.reshape(batch, heads, length, head_dim).transpose(0, 2, 1, 3)
 
 
 def cached_attention(query: Array, keys: Array, values: Array, mask: Array | None) -> Array:

@@ -31,12 +31,14 @@ class Compute:
       param_dtype: of stored parameters.
       remat: rematerialisation policy of a layer, see `layers.remat`.
       attention: attention implementation, see `layers.attention`.
+      unroll: layers per iteration of the scan; all of them spares a shallow model the copies in and out of the stack.
     """
 
     dtype: str = "float32"
     param_dtype: str = "float32"
     remat: str = "none"
     attention: str = "xla"
+    unroll: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,6 +138,7 @@ class Transformer(nn.Module):
             in_axes=(0, nn.broadcast, nn.broadcast),
             out_axes=0,
             length=config.num_layers,
+            unroll=self.compute.unroll,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )(config, self.compute, return_layers, name="layers")
         x, (outputs, cache) = stack(x.astype(self.compute.dtype), cache, positions, mask)

@@ -91,8 +91,9 @@ class LanguageModelObjective:
       text_weight, codebook_weights: weights of the nine losses; all codebook weights 0 leaves the patch decoder out
         (understanding stage).
       empty_weight: weight of a text target that is `<|empty|>`.
-      patch_capacity: share of the batch's positions for which there is room in the patch buffers (1.0 = all).
-        More patches than that are dropped from the batch and counted in the metric `patch_overflow`.
+      patch_capacity: share of the batch's positions for which there is room in the patch encoder's buffer (1.0 = all).
+      labelled_capacity: the same for the patch decoder, which runs on the patches that carry loss only; None takes
+        `patch_capacity`. Patches without room are dropped from the batch and counted in the metric `patch_overflow`.
       vocab_chunk: rows per chunk of the vocabulary cross entropy, 0 = unchunked.
     """
 
@@ -102,6 +103,7 @@ class LanguageModelObjective:
     codebook_weights: Sequence[float] = (12.0, 8.0, 6.0, 4.0, 2.0, 2.0, 1.0, 1.0)
     empty_weight: float = 0.01
     patch_capacity: float = 1.0
+    labelled_capacity: float | None = None
     vocab_chunk: int = 0
 
     @property
@@ -124,11 +126,11 @@ class LanguageModelObjective:
         batch_size, length = text.shape
         segment_ids = batch["segment_ids"]
         is_patch = (text == model.empty_token_id) & (segment_ids > 0)
-        capacity = max(1, int(batch_size * length * self.patch_capacity))
-        flat, slot, overflow = gather_patches(is_patch, capacity)
-        codes = jnp.take(
-            audio.reshape(-1, *audio.shape[2:]), jnp.minimum(flat, batch_size * length - 1), axis=0
-        )  # unused slots hold some patch of the batch; nothing reads what becomes of them
+        positions = batch_size * length
+        all_codes = audio.reshape(positions, *audio.shape[2:])
+        flat, slot, overflow = gather_patches(is_patch, max(1, int(positions * self.patch_capacity)))
+        # Unused slots hold some patch of the batch; nothing reads what becomes of them.
+        codes = jnp.take(all_codes, jnp.minimum(flat, positions - 1), axis=0)
 
         def apply(*args, method):
             return module.apply({"params": params}, *args, method=method)
@@ -146,9 +148,12 @@ class LanguageModelObjective:
         weight = jnp.where(text == model.empty_token_id, self.empty_weight, 1.0) * is_target
         text_nll = jnp.where(is_target, text_nll, 0.0)
 
-        labelled = jnp.take((is_patch & is_target).reshape(-1), flat, mode="fill", fill_value=False)
-        audio_nll = None
+        share = self.patch_capacity if self.labelled_capacity is None else self.labelled_capacity
+        flat, _, dropped = gather_patches(is_patch & is_target, max(1, int(positions * share)))
+        labelled, audio_nll = flat < positions, None
         if audio_losses:
+            overflow = overflow + dropped
+            codes = jnp.take(all_codes, jnp.minimum(flat, positions - 1), axis=0)
             states = jnp.take(driving.reshape(-1, model.hidden_size), flat, axis=0, mode="fill", fill_value=0)
             logits = apply(apply(states, method="local_hidden"), codes, method="patch_logits")
             audio_nll = jnp.stack([cross_entropy(x, codes[..., r]) for r, x in enumerate(logits)], axis=-1)
