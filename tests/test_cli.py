@@ -1,0 +1,122 @@
+"""gin command line: t5x's flag habits, and one clear line for each mistake."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import gin
+import pytest
+
+from mimo_jax import cli
+
+ROOT = Path(__file__).parent.parent
+RUNS = sorted(path.relative_to(ROOT) for path in (ROOT / "gin" / "runs").rglob("*.gin"))
+
+
+@pytest.fixture(autouse=True)
+def fresh_gin():
+    gin.clear_config()
+    yield
+    gin.clear_config()
+
+
+def test_short_bindings_are_rewritten_and_plain_words_quoted():
+    arguments = cli.rewrite_gin_arguments(
+        ["main", "--gin.MODEL_DIR=/tmp/x", "--gin.SEED=3", "--gin.A.b='q'", "--gin.M=@f()", "--other=1"]
+    )
+    assert arguments == [
+        "main",
+        "--gin_bindings=MODEL_DIR = '/tmp/x'",
+        "--gin_bindings=SEED = 3",
+        "--gin_bindings=A.b = 'q'",
+        "--gin_bindings=M = @f()",
+        "--other=1",
+    ]
+    with pytest.raises(cli.UserError, match="--gin.NAME=VALUE"):
+        cli.rewrite_gin_arguments(["main", "--gin.SEED"])
+
+
+def write(folder: Path, name: str, text: str) -> str:
+    (folder / name).write_text("from __gin__ import dynamic_registration\n" + text)
+    return str(folder / name)
+
+
+BUDGET = "from mimo_jax.training import schedule\nSTEPS = 5\nschedule.Budget.steps = %STEPS\n"
+
+
+def test_later_files_and_bindings_override(tmp_path):
+    from mimo_jax.training.schedule import Budget
+
+    files = [write(tmp_path, "a.gin", BUDGET), write(tmp_path, "b.gin", "STEPS = 6\n")]
+    cli.parse_gin(files, [])
+    assert gin.get_configurable(Budget)().steps == 6
+    gin.clear_config()
+    cli.parse_gin(files, ["STEPS = 7"])
+    assert gin.get_configurable(Budget)().steps == 7
+
+
+@pytest.mark.parametrize(
+    ("text", "binding", "message"),
+    [
+        (BUDGET, "STEPZ = 1", "no gin file of this run defines the macro STEPZ"),
+        (BUDGET, "schedule.Budget.stepz = 1", "doesn't have a parameter named 'stepz'"),
+        (BUDGET + "schedule.Budget.tokenz = 1\n", "STEPS = 1", "tokenz.*a.gin"),
+        ("from mimo_jax.training import nothing_here\nX = 1\n", "X = 1", "nothing_here"),
+        ("X = \n", "X = 1", "a.gin"),
+    ],
+)
+def test_mistakes_are_named(tmp_path, text, binding, message):
+    with pytest.raises(cli.UserError, match=message):
+        cli.parse_gin([write(tmp_path, "a.gin", text)], [binding])
+
+
+def test_missing_file_is_named():
+    with pytest.raises(cli.UserError, match="--gin_file=nowhere.gin: no such file"):
+        cli.parse_gin(["nowhere.gin"], [])
+
+
+def run_main(*arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "mimo_jax.train", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+
+
+def test_a_mistake_on_the_command_line_is_one_line_and_exit_code_2():
+    result = run_main("--gin_file=gin/runs/quickstart/joint.gin", "--gin.PREPARED=/nowhere", "--gin.EXPORT_DIR=x")
+    assert result.returncode == 2
+    assert result.stderr.strip().splitlines()[-1].startswith("error: ")
+    assert "MODEL_DIR" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_help_explains():
+    result = run_main("--help")
+    assert "MODEL_DIR receives checkpoints" in result.stdout
+    assert "--gin_file" in result.stdout
+
+
+@pytest.mark.parametrize("path", RUNS, ids=str)
+def test_every_run_file_parses_and_begins_with_its_command(path):
+    text = (ROOT / path).read_text()
+    assert "python -m mimo_jax." in "\n".join(text.splitlines()[:6]) or path.name == "sizes.gin"
+    required = [line.split("=")[0].strip() for line in _lines(path) if "%gin.REQUIRED" in line]
+    overridden = {line.split("=")[0].strip() for line in _lines(path) if "%gin.REQUIRED" not in line}
+    cli.parse_gin([str(ROOT / path)], [f"{name} = 1" for name in required if name not in overridden])
+
+
+def _lines(path: Path) -> list[str]:
+    """Lines of a gin file and of what it includes."""
+    lines = (ROOT / path).read_text().splitlines()
+    included = [line.split("'")[1] for line in lines if line.startswith("include ")]
+    return [*lines, *(line for name in included for line in _lines(Path("gin") / name))]
+
+
+def test_import_is_light():
+    start = time.monotonic()
+    subprocess.run(
+        [sys.executable, "-c", "import mimo_jax, sys; assert 'jax' not in sys.modules"], check=True, cwd=ROOT
+    )
+    assert time.monotonic() - start < 5
