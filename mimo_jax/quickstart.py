@@ -33,7 +33,9 @@ from absl import app, flags
 from mimo_jax import cli
 from mimo_jax.chain import Chain, Stage
 
-_PRESET = flags.DEFINE_enum("preset", "quick", ["quick", "full"], "quick: minutes on 2 cores; full: up to 3 hours.")
+_PRESET = flags.DEFINE_enum(
+    "preset", "quick", ["smoke", "quick", "full"], "quick: minutes on 2 cores; full: up to 3 hours."
+)
 _OUT = flags.DEFINE_string("out", "runs/quickstart", "folder for everything this run writes.")
 _DATA = flags.DEFINE_string("data", None, "folder with audio files and manifest.jsonl, instead of the built-in corpus.")
 _SEED = flags.DEFINE_integer("seed", 0, "everything random follows from it.")
@@ -56,6 +58,33 @@ class Preset:
 
 
 PRESETS = {
+    # Learns nothing: shows in some minutes that every stage runs, goes on after a kill, and fits together.
+    "smoke": Preset(
+        corpus={
+            "core_utterances": 240,
+            "wide_utterances": 300,
+            "core_validation": 24,
+            "core_test_voices": 12,
+            "wide_validation": 40,
+            "wide_test_voices": 12,
+            "texts": 60,
+        },
+        bindings={
+            "recogniser": ["BUDGET_STEPS=12", "loop.Intervals.checkpoint=4"],
+            "tokenizer_unified": [
+                "BUDGET_STEPS=12",
+                "loop.Intervals.checkpoint=4",
+                "UNQUANTIZED_STEPS=4",
+                "BATCH_ROWS=6",
+            ],
+            "tokenizer_adversarial": ["BUDGET_STEPS=6", "loop.Intervals.checkpoint=2", "BATCH_ROWS=2"],
+            **{
+                name: ["BUDGET_TOKENS=2e4", "BATCH_ROWS=8", "loop.Intervals.checkpoint=4"]
+                for name in ("understanding", "joint", "sft")
+            },
+            "evaluate": ["LIMIT=6", "OTHER_LIMIT=3", "TASK_LIMIT=2"],
+        },
+    ),
     "quick": Preset(corpus={"core_utterances": 9000, "wide_utterances": 2000}, bindings={}),
     "full": Preset(
         corpus={"core_utterances": 14000, "wide_utterances": 10000},
