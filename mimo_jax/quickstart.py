@@ -90,7 +90,7 @@ PRESETS = {
         corpus={"core_utterances": 14000, "wide_utterances": 10000},
         bindings={
             "recogniser": ["BUDGET_STEPS=900"],
-            "tokenizer_unified": ["BUDGET_STEPS=3000"],
+            "tokenizer_unified": ["BUDGET_STEPS=3000", "SUBSETS=('core', 'wide')"],
             "tokenizer_adversarial": ["BUDGET_STEPS=1200"],
             "understanding": ["BUDGET_TOKENS=6e6"],
             "joint": ["BUDGET_TOKENS=24e6"],
@@ -110,7 +110,8 @@ def fitted_to(manifest: Path) -> dict[str, list[str]]:
     context = 256 if seconds < 5 else 1024
     language = [f"CONTEXT={context}", f"BATCH_ROWS={16 * 256 // context}"]
     return {
-        **{name: wave for name in ("recogniser", "tokenizer_unified", "tokenizer_adversarial")},
+        **{name: wave for name in ("recogniser", "tokenizer_adversarial")},
+        "tokenizer_unified": [*wave, "SUBSETS=()"],
         **{name: language for name in LANGUAGE_STAGES},
         "evaluate": [f"CONTEXT={context}", "LOSS_SPLIT=validation"],
     }

@@ -64,11 +64,12 @@ def test_a_second_run_in_the_same_folder_is_refused(tmp_path):
 
 
 def test_killed_chain_takes_its_stage_along_and_goes_on(tmp_path):
+    wait = "import os, time; open('pid', 'w').write(str(os.getpid())); time.sleep(30)"
     program = f"""
 from mimo_jax.chain import Chain, Stage
 Chain({str(tmp_path)!r}).run([
     Stage("a", lambda: {note(tmp_path, "a")!r}),
-    Stage("b", lambda: {note(tmp_path, "b", "import os, time; open('pid', 'w').write(str(os.getpid())); time.sleep(30)")!r}),
+    Stage("b", lambda: {note(tmp_path, "b", wait)!r}),
 ])
 """
     process = subprocess.Popen(

@@ -9,6 +9,7 @@ number of hosts nor the depth of prefetching changes a byte.
 import hashlib
 import logging
 import os
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -219,3 +220,21 @@ class PackedSource:
             out["loss_mask"][line, here] = example.loss[start:stop]
             out["loss_mask"][line, at] = False
             at += stop - start
+
+
+def held_out_sources(
+    folder: str | os.PathLike[str], tasks: Mapping[str, str], batch_size: int, context: int, split: str = "validation"
+) -> dict[str, PackedSource]:
+    """Held-out rows of one task each, by a name for the curves; tasks without such examples are left out, with a word.
+
+    Args:
+        folder: a prepared folder.
+        tasks: name -> task.
+        batch_size, context, split: as in `PackedSource`.
+    """
+    there = Prepared(folder).tasks(split)
+    if missing := [task for task in tasks.values() if task not in there]:
+        logger.warning("no %s examples of %s: no held-out loss of it", split, ", ".join(missing))
+    return {
+        name: PackedSource(folder, task, batch_size, context, split) for name, task in tasks.items() if task in there
+    }

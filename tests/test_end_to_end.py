@@ -1,0 +1,110 @@
+"""The quickstart as a user meets it, at a size that learns nothing: kills in every stage, own data, broken files.
+
+Slow (minutes). Fast siblings: tests/test_chain.py (resume of the chain), tests/training (restart equality of a stage),
+tests/test_prepare.py and tests/data (broken files, kills during preparation).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mimo_jax.chain import STATE_FILE
+from mimo_jax.data.audio import write_flac, write_wav
+from mimo_jax.quickstart import TRAINED
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parent.parent
+STAGES = ("corpus", "scan", *TRAINED[:3], "prepare", *TRAINED[3:], "evaluate")
+TIMES = ("stage_seconds", "wall_seconds")
+
+
+def start(out: Path, *flags: str) -> subprocess.Popen:
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    command = [sys.executable, "-m", "mimo_jax.quickstart", "--preset=smoke", f"--out={out}", *flags]
+    return subprocess.Popen(command, cwd=ROOT, env=environment)
+
+
+def figures(out: Path) -> dict:
+    return {name: value for name, value in json.loads((out / "metrics.json").read_text()).items() if name not in TIMES}
+
+
+def in_the_middle_of(out: Path, stage: str) -> bool:
+    """Whether the stage has begun its work: a training stage has saved a first checkpoint, another runs for a while."""
+    path = out / STATE_FILE
+    entry = json.loads(path.read_text())["stages"].get(stage) if path.is_file() else None
+    if entry is None or entry["done"]:
+        return False
+    if stage in TRAINED:
+        return any((out / stage / "checkpoints").glob("[0-9]*"))
+    return entry["seconds"] > (1.0 if stage == "corpus" else 4.0)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    out = tmp_path_factory.mktemp("whole")
+    assert start(out).wait() == 0
+    return out
+
+
+def test_every_figure_and_file_is_there(uninterrupted):
+    metrics = json.loads((uninterrupted / "metrics.json").read_text())
+    for name in ("asr_wer_heldout", "recogniser_wer_original", "recogniser_wer_reconstruction", "recogniser_wer_tts"):
+        assert metrics[name] is not None, name
+    assert len(metrics["codebook_loss"]) == len(metrics["codebook_unigram_entropy"]) == 8
+    assert set(metrics["stage_seconds"]) == set(STAGES)
+    assert "http" not in (uninterrupted / "report.html").read_text().replace("http://www.w3.org", "")
+    for folder in ("tokenizer", "language_model"):
+        assert (uninterrupted / "export" / folder / "config.json").is_file()
+    assert list((uninterrupted / "evaluation" / "samples").rglob("*.wav"))
+
+
+def test_sigkill_in_every_stage_changes_no_figure(uninterrupted, tmp_path):
+    killed = []
+    for stage in STAGES:
+        process = start(tmp_path)
+        while process.poll() is None and not in_the_middle_of(tmp_path, stage):
+            time.sleep(0.02)
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            killed.append(stage)
+        process.wait()
+    assert start(tmp_path).wait() == 0
+    assert set(TRAINED) <= set(killed)
+    assert figures(tmp_path) == figures(uninterrupted)
+
+
+def test_own_data_with_broken_files(tmp_path):
+    """Three good files of different formats and rates, six broken ones: runs through and names all six."""
+    import soundfile
+
+    data, rng = tmp_path / "data", np.random.default_rng(0)
+    data.mkdir()
+    tone = (0.2 * np.sin(2 * np.pi * 220 * np.arange(48000 * 2) / 48000)).astype(np.float32)
+    tone += 0.02 * rng.standard_normal(len(tone)).astype(np.float32)
+    write_wav(data / "a.wav", tone[:16000], 16000)
+    write_flac(data / "b.flac", tone, 48000)
+    soundfile.write(data / "c.ogg", np.stack([tone, tone], axis=1)[:66150], 44100)
+    write_wav(data / "silent.wav", np.zeros(16000, np.float32), 16000)
+    (data / "empty.wav").write_bytes(b"")
+    (data / "text.wav").write_text("this is no audio")
+    whole = (data / "b.flac").read_bytes()
+    (data / "cut.flac").write_bytes(whole[: len(whole) // 2])
+    soundfile.write(data / "nan.wav", np.full(16000, np.nan, np.float32), 16000, subtype="FLOAT")
+    names = ["a.wav", "b.flac", "c.ogg", "silent.wav", "empty.wav", "text.wav", "cut.flac", "nan.wav", "missing.wav"]
+    records = [{"audio": name, "text": f"words of file {name[0]}"} for name in names]
+    (data / "manifest.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    out = tmp_path / "out"
+    assert start(out, f"--data={data}").wait() == 0
+    quarantine = [json.loads(line) for line in (out / "prepared" / "quarantine.jsonl").read_text().splitlines()]
+    assert {Path(entry["id"]).name for entry in quarantine} == set(names[3:])
+    report = (out / "report.html").read_text()
+    assert all(name in report for name in names[3:])
