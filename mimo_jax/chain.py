@@ -106,8 +106,8 @@ class Chain:
             raise KeyboardInterrupt
         if code:
             raise UserError(
-                f"stage {name} failed (exit code {code}); its message is above. Mend the cause and start again with the "
-                f"same flags: finished stages are kept. Alone it is: python {' '.join(arguments)}"
+                f"stage {name} failed (exit code {code}); its message is above. Mend the cause and start again with "
+                f"the same flags: finished stages are kept. Alone it is: python {' '.join(arguments)}"
             )
 
     def _save(self) -> None:

@@ -163,6 +163,7 @@ def _export(options: argparse.Namespace) -> None:
 def _trained(model_dir: str) -> tuple[str, Any, Any]:
     """(kind, configuration, tree) of a run's newest checkpoint, the configuration from the run's own gin text."""
     import gin
+
     from mimo_jax.objectives.language_model import LanguageModelObjective
     from mimo_jax.train import train
     from mimo_jax.training.checkpoints import load_params

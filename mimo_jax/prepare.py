@@ -346,9 +346,8 @@ _FLAGS = {
 
 
 def _from_flags() -> None:
-    from absl import flags
-
     import gin
+    from absl import flags
 
     given = {name: value for name in (*_FLAGS, "only") if (value := flags.FLAGS[name].value) is not None}
     try:
@@ -359,9 +358,8 @@ def _from_flags() -> None:
 
 def main() -> None:
     """Command line; a flag wins over gin."""
-    from absl import flags
-
     import gin
+    from absl import flags
 
     for name, meaning in _FLAGS.items():
         flags.DEFINE_string(name, None, meaning)

@@ -14,11 +14,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import gin
 import jax
 import numpy as np
 from flax import linen as nn
 
-import gin
 from mimo_jax import cli
 from mimo_jax.models import layers
 from mimo_jax.objectives.base import Objective

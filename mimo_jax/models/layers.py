@@ -24,8 +24,8 @@ NO_LIMIT = (-1, -1)
 def matmul(x: Array, kernel: Array) -> Array:
     """`x @ kernel` of [..., in] and [in, out], with the kernel's gradient written as `x^T g`.
 
-    JAX writes it as `(g^T x)^T`. Mathematically the same; but XLA on CPU then fuses whatever produced g (an activation's
-    derivative, say) into a transposed, strided write, which makes a small MLP's backward pass twice as slow.
+    JAX writes it as `(g^T x)^T`. Mathematically the same; but XLA on CPU then fuses whatever produced g (the derivative
+    of an activation, say) into a transposed, strided write, which makes a small MLP's backward pass twice as slow.
     """
     return x @ kernel
 

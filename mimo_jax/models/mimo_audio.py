@@ -3,8 +3,8 @@
 A sequence has T positions; each is a text token or an audio patch of G frames x C codebooks. An audio position carries
 the special text id `<|empty|>` and real codes; a text position carries a text id and *empty* codes (the last id of each
 codebook's vocabulary). Frames of a patch are embedded (sum over codebooks), run through the bidirectional patch
-encoder, concatenated and projected to the LLM's width. The LLM's hidden state at t predicts the text id of t + 1; if that is
-`<|empty|>`, the patch decoder turns the projected hidden state into the patch, codebook r delayed by d_r steps.
+encoder, concatenated and projected to the LLM's width. The LLM's hidden state at t predicts the text id of t + 1; if
+that is `<|empty|>`, the patch decoder turns the projected hidden state into the patch, codebook r delayed by d_r steps.
 """
 
 from __future__ import annotations
