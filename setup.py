@@ -11,7 +11,6 @@ ROOT = Path(__file__).resolve().parent
 BASE = [
     "absl-py>=2.1",
     "array-record>=0.8.1",
-    "clu>=0.0.12",
     "espeakng-loader>=0.2.4",
     "etils[epath]>=1.9",
     "flax>=0.12.6,<0.13",
@@ -26,7 +25,8 @@ BASE = [
     "safetensors>=0.6",
     "soundfile>=0.13",
     "soxr>=1.0",
-    "tensorboard>=2.20",  # clu.metric_writers imports it, but does not ask for it
+    "tensorboard>=2.20",  # shows what tensorboardX writes
+    "tensorboardX>=2.6",
     "tokenizers>=0.22",
     "tqdm>=4.66",
 ]
@@ -43,6 +43,7 @@ EXTRAS = {
         "jiwer>=4.0",
         "matplotlib>=3.9",
         "pesq>=0.0.4",  # published as source only: needs a C compiler and Python's headers
+        "pillow>=11",
         "pystoi>=0.4.1",
         "scipy>=1.13",
     ],
