@@ -33,13 +33,6 @@ from absl import app, flags
 from mimo_jax import cli
 from mimo_jax.chain import Chain, Stage
 
-_PRESET = flags.DEFINE_enum(
-    "preset", "quick", ["smoke", "quick", "full"], "quick: minutes on 2 cores; full: up to 3 hours."
-)
-_OUT = flags.DEFINE_string("out", "runs/quickstart", "folder for everything this run writes.")
-_DATA = flags.DEFINE_string("data", None, "folder with audio files and manifest.jsonl, instead of the built-in corpus.")
-_SEED = flags.DEFINE_integer("seed", 0, "everything random follows from it.")
-
 LANGUAGE_STAGES = ("understanding", "joint", "sft")
 TRAINED = ("recogniser", "tokenizer_unified", "tokenizer_adversarial", *LANGUAGE_STAGES)
 
@@ -206,13 +199,22 @@ def environment() -> dict[str, str]:
     }
 
 
+def define_flags() -> None:
+    """The command line. Not at import: other main files have flags of the same names."""
+    flags.DEFINE_enum("preset", "quick", sorted(PRESETS), "smoke: learns nothing; quick: minutes; full: up to 3 hours.")
+    flags.DEFINE_string("out", "runs/quickstart", "folder for everything this run writes.")
+    flags.DEFINE_string("data", None, "folder with audio files and manifest.jsonl, instead of the built-in corpus.")
+    flags.DEFINE_integer("seed", 0, "everything random follows from it.")
+
+
 def main(argv: Sequence[str]) -> None:
     """Runs the chain; exit code 0 only if every stage and the report are there."""
     if argv[1:]:
         raise app.UsageError(f"unexpected argument {argv[1]!r}")
     cli.log_to_stderr()
-    out = Path(_OUT.value).absolute()
-    data = Path(_DATA.value).absolute() if _DATA.value else None
+    given = flags.FLAGS
+    out = Path(given.out).absolute()
+    data = Path(given.data).absolute() if given.data else None
     try:
         if data is not None and not (data / "manifest.jsonl").is_file():
             raise cli.UserError(
@@ -220,7 +222,7 @@ def main(argv: Sequence[str]) -> None:
                 '{"audio": "a.flac", "text": "what is said"}'
             )
         chain = Chain(out, environment())
-        chain.run(chain_stages(PRESETS[_PRESET.value], out, data, _SEED.value))
+        chain.run(chain_stages(PRESETS[given.preset], out, data, given.seed))
         metrics = finish(chain, out, data or out / "corpus")
     except cli.UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -234,4 +236,5 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
+    define_flags()
     app.run(main)
