@@ -11,6 +11,9 @@ import numpy as np
 from mimo_jax.evaluation.systems import ConversionRequest, Wave
 
 
+_BATCH = 32
+
+
 class ReleasedCodec:
     """`inference.codec.AudioCodec` of an exported tokenizer folder, with the codebooks that the language model uses."""
 
@@ -48,7 +51,8 @@ class ReleasedModel:
     ):
         from mimo_jax.inference.tasks import MimoAudio
 
-        self._model = MimoAudio.load(lm_dir, tokenizer_dir)
+        # One batch size for every task: each new shape costs a compilation.
+        self._model = MimoAudio.load(lm_dir, tokenizer_dir, max_batch=_BATCH)
         self._max_text, self._max_speech = max_text, max_speech
 
     def asr(self, waves: Sequence[Wave], *, seeds: Sequence[int]) -> list[str]:
