@@ -10,7 +10,6 @@ import numpy as np
 
 from mimo_jax.evaluation.systems import ConversionRequest, Wave
 
-
 _BATCH = 32
 
 
