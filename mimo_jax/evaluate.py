@@ -73,17 +73,14 @@ def load_losses(
     """One pass over the held-out rows of each mixture, with the exported language model's losses."""
     import jax
 
-    from mimo_jax.data.loader import PackedSource
+    from mimo_jax.data.loader import held_out_sources
     from mimo_jax.interop import hf
     from mimo_jax.objectives.language_model import LanguageModelObjective
 
     config, params = hf.load_lm(lm_dir)
     objective = LanguageModelObjective(config)
     compiled = jax.jit(lambda p, batch: objective.evaluate(p, {}, batch))
-    sources = {
-        name: PackedSource(prepared_dir, mixture, batch_size, context, split=split, repeat=False)
-        for name, mixture in mixtures.items()
-    }
+    sources = held_out_sources(prepared_dir, mixtures, batch_size, context, split, repeat=False)
     return HeldOutLosses(lambda batch: compiled(params, dict(batch)), sources, config.empty_token_id)
 
 

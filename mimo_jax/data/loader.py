@@ -223,18 +223,22 @@ class PackedSource:
 
 
 def held_out_sources(
-    folder: str | os.PathLike[str], tasks: Mapping[str, str], batch_size: int, context: int, split: str = "validation"
+    folder: str | os.PathLike[str],
+    tasks: Mapping[str, str | Mixture],
+    batch_size: int,
+    context: int,
+    split: str = "validation",
+    repeat: bool = True,
 ) -> dict[str, PackedSource]:
-    """Held-out rows of one task each, by a name for the curves; tasks without such examples are left out, with a word.
+    """Held-out rows by a name for the curves; a task or mixture without such examples is left out, with a word.
 
     Args:
         folder: a prepared folder.
-        tasks: name -> task.
-        batch_size, context, split: as in `PackedSource`.
+        tasks: name -> task or mixture.
+        batch_size, context, split, repeat: as in `PackedSource`.
     """
     there = Prepared(folder).tasks(split)
-    if missing := [task for task in tasks.values() if task not in there]:
-        logger.warning("no %s examples of %s: no held-out loss of it", split, ", ".join(missing))
-    return {
-        name: PackedSource(folder, task, batch_size, context, split) for name, task in tasks.items() if task in there
-    }
+    found = {name: task for name, task in tasks.items() if any(one in there for one in get_mixture(task).rates)}
+    if missing := [name for name in tasks if name not in found]:
+        logger.warning("no %s examples for %s: no held-out loss of it", split, ", ".join(missing))
+    return {name: PackedSource(folder, task, batch_size, context, split, repeat=repeat) for name, task in found.items()}
