@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mimo_jax.cli import EXIT_PREEMPTED, UserError
+from mimo_jax.files import write_text
 
 logger = logging.getLogger(__name__)
 STATE_FILE = "stages.json"
@@ -111,10 +112,7 @@ class Chain:
             )
 
     def _save(self) -> None:
-        path = self.folder / STATE_FILE
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(self.state, indent=1))
-        os.replace(temporary, path)
+        write_text(self.folder / STATE_FILE, json.dumps(self.state, indent=1))
 
 
 def _die_with_parent() -> None:

@@ -42,8 +42,9 @@ import numpy as np
 from absl import app, flags
 
 from mimo_jax.cli import UserError
-from mimo_jax.data.audio import AudioError, load_audio, write_atomic, write_wav
+from mimo_jax.data.audio import AudioError, load_audio, write_wav
 from mimo_jax.data.manifest import ManifestError, audio_path, read_manifest
+from mimo_jax.files import replacing, write_text
 from mimo_jax.inference.decoding import TASKS
 
 if TYPE_CHECKING:
@@ -254,8 +255,9 @@ class Results:
                 raise UserError(f"{folder} holds results of other settings (see {settings}); choose another --out")
             # A killed run may have left half a line.
             lines = [line for line in self._file.read_bytes().splitlines(True) if line.endswith(b"\n")]
-        write_atomic(self._file, lambda file: file.write(b"".join(lines)))
-        write_atomic(settings, lambda file: file.write(json.dumps(run, indent=2).encode() + b"\n"))
+        with replacing(self._file) as partial:
+            partial.write_bytes(b"".join(lines))
+        write_text(settings, json.dumps(run, indent=2) + "\n")
         self.done = {json.loads(line)["id"] for line in lines}
 
     def add(self, entries: Sequence[dict[str, Any]]) -> None:

@@ -22,6 +22,7 @@ from mimo_jax.data.manifest import MANIFEST_NAME, Record, TextRecord, read_manif
 from mimo_jax.data.prepared import MANIFEST, TEXT_TOKENIZER
 from mimo_jax.data.sequence import Layout
 from mimo_jax.data.text_tokenizer import TextTokenizer, train_text_tokenizer
+from mimo_jax.files import write_text
 
 SCHEMA_VERSION = 1
 Only = Literal["scan", "text_tokenizer", "all"]
@@ -300,7 +301,7 @@ def _finish(
         for b in c.get("bad", ())
     ]
     parts = [(folder / p / "quarantine.jsonl").read_text(encoding="utf-8") for p in ("scan", "codes")]
-    stages.write_text(folder / "quarantine.jsonl", "".join([*parts, *lost]))
+    write_text(folder / "quarantine.jsonl", "".join([*parts, *lost]))
     counted = {
         task: {s: {k: v for k, v in c.items() if k != "bad"} for s, c in splits.items()}
         for task, splits in examples.items()
@@ -329,7 +330,7 @@ def _finish(
         "packing": rows,
         "hashes": {str(p.relative_to(folder)): stages.file_hash(p) for p in files},
     }
-    stages.write_text(folder / MANIFEST, stages.to_json(result))
+    write_text(folder / MANIFEST, stages.to_json(result))
     return result
 
 

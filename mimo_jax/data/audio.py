@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+
+from mimo_jax.files import replacing
 
 SAMPLE_RATE = 24_000
 """The sample rate (Hz) of the audio tokenizer's waveforms."""
@@ -148,19 +149,6 @@ def write_wav(path: str | os.PathLike[str], wave: np.ndarray, sample_rate: int =
     _write(path, wave, sample_rate, "WAV", "PCM_16")
 
 
-def write_atomic(path: str | os.PathLike[str], write: Callable[[BinaryIO], Any]) -> None:
-    """Calls ``write`` on a temporary file beside ``path`` and renames it: no reader ever sees half a file.
-
-    The temporary name is a function of ``path``, so that what a killed process left behind is overwritten by the
-    next attempt instead of piling up.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "wb") as file:
-        write(file)
-    os.replace(temporary, path)
-
-
 def _write(path: str | os.PathLike[str], wave: np.ndarray, rate: int, kind: str, subtype: str, **options: Any) -> None:
     import soundfile
 
@@ -170,7 +158,8 @@ def _write(path: str | os.PathLike[str], wave: np.ndarray, rate: int, kind: str,
     if not np.isfinite(wave).all():
         raise ValueError(f"{path}: the wave has NaN or infinite samples")
     pcm = np.round(np.clip(wave, -1.0, 1.0) * 32767.0).astype(np.int16)
-    write_atomic(path, lambda file: soundfile.write(file, pcm, rate, format=kind, subtype=subtype, **options))
+    with replacing(path) as partial:
+        soundfile.write(partial, pcm, rate, format=kind, subtype=subtype, **options)
 
 
 def _frame_range(path: Path, frames: int, rate: int, start: float | None, end: float | None) -> tuple[int, int, bool]:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mimo_jax.data import audio as audio_lib
+from mimo_jax.files import write_text
 
 MANIFEST_NAME = "manifest.jsonl"
 TEXTS_NAME = "texts.jsonl"
@@ -343,4 +344,4 @@ def _write_lines(path: str | os.PathLike[str], records: Iterable[Record | TextRe
             raise ValueError(f"{path}: id {record.id!r} appears more than once")
         seen.add(record.id)
         lines.append(to_json(record) + "\n")
-    audio_lib.write_atomic(path, lambda file: file.write("".join(lines).encode()))
+    write_text(path, "".join(lines))

@@ -6,7 +6,6 @@ with the same room are placed by one numpy operation, so a million examples take
 
 import dataclasses
 import os
-import pathlib
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Literal
@@ -14,6 +13,7 @@ from typing import Literal
 import numpy as np
 
 from mimo_jax.data.permutation import key_of
+from mimo_jax.files import replacing
 
 Overlong = Literal["split", "quarantine"]
 
@@ -193,12 +193,8 @@ def plan_rows(
 
 def save_rows(path: str | os.PathLike[str], rows: Rows) -> None:
     """Write the plan as npz, atomically; equal plans give equal bytes."""
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
+    with replacing(path) as partial, partial.open("wb") as file:
         np.savez_compressed(file, **dataclasses.asdict(rows))
-    os.replace(partial, path)
 
 
 def load_rows(path: str | os.PathLike[str]) -> Rows:

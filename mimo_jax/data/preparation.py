@@ -5,7 +5,6 @@ record is accounted for: ``in = written + filtered + quarantined``.
 """
 
 import dataclasses
-import functools
 import hashlib
 import json
 import os
@@ -13,7 +12,7 @@ import pathlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, BinaryIO, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -22,8 +21,8 @@ from mimo_jax.data import formats as formats_lib
 from mimo_jax.data import formats_chat, prepared, prompts, records
 from mimo_jax.data.manifest import ManifestError, Record, TextRecord, from_json, scan_records, to_json
 from mimo_jax.data.sequence import Layout, render
-from mimo_jax.data.stages import write_text
 from mimo_jax.data.text_tokenizer import TextTokenizer
+from mimo_jax.files import replacing, write_text
 
 Progress = Callable[..., Any]
 
@@ -234,11 +233,6 @@ def _encode(codec: Codec, waves: list[np.ndarray | str], layout: Layout) -> tupl
     return codes, reasons
 
 
-def _save_part(arrays: tuple[np.ndarray, np.ndarray, np.ndarray], file: BinaryIO) -> None:
-    codes, ends, reasons = arrays
-    np.savez(file, codes=codes, ends=ends, reasons=reasons)
-
-
 def encode_audio(
     scanned: Sequence[Record],
     root: pathlib.Path,
@@ -264,8 +258,8 @@ def encode_audio(
             ready = ready or codec()
             codes, reasons = _encode(ready, _waves(part, root, workers), layout)
             ends = np.cumsum([len(c) for c in codes], dtype=np.int64)
-            packed = (np.concatenate(codes), ends, np.asarray(reasons))
-            audio_lib.write_atomic(path, functools.partial(_save_part, packed))
+            with replacing(path) as partial, partial.open("wb") as file:
+                np.savez(file, codes=np.concatenate(codes), ends=ends, reasons=np.asarray(reasons))
         with np.load(path) as data:
             frames += int(data["ends"][-1])
             reasons = data["reasons"].tolist()
@@ -348,8 +342,8 @@ def write_examples(
         lengths += result["lengths"]
         bad += result["bad"]
     table = np.asarray(lengths, np.int32).reshape(-1, 2)
-    out.mkdir(parents=True, exist_ok=True)
-    audio_lib.write_atomic(out / f"{split}-lengths.npy", lambda file: np.save(file, table))
+    with replacing(out / f"{split}-lengths.npy") as partial, partial.open("wb") as file:
+        np.save(file, table)
     text, audio = table.sum(axis=0, dtype=np.int64).tolist()
     total = {"in": len(items), "written": len(table), "quarantined": len(bad), "text": text, "audio": audio}
     return {**total, "bad": bad} if bad else total

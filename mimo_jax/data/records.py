@@ -7,7 +7,6 @@ raw little-endian arrays text int32 [n], codes uint16 [p, G, C], loss uint8 [n].
 import dataclasses
 import math
 import os
-import pathlib
 import struct
 import threading
 from collections.abc import Iterable, Sequence
@@ -16,6 +15,7 @@ import msgpack
 import numpy as np
 
 from mimo_jax.data.sequence import Sequenced
+from mimo_jax.files import replacing
 
 SCHEMA_VERSION = 1
 # One record per compressed chunk: random access reads what it needs and no more.
@@ -106,16 +106,13 @@ def write_records(path: str | os.PathLike[str], records: Iterable[bytes]) -> int
     """Write an ArrayRecord file; it appears under its name only when complete. Returns the number of records."""
     from array_record.python import array_record_module
 
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    writer = array_record_module.ArrayRecordWriter(str(partial), _WRITER_OPTIONS)
     count = 0
-    for record in records:
-        writer.write(record)
-        count += 1
-    writer.close()
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        writer = array_record_module.ArrayRecordWriter(str(partial), _WRITER_OPTIONS)
+        for record in records:
+            writer.write(record)
+            count += 1
+        writer.close()
     return count
 
 

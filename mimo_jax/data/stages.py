@@ -13,6 +13,8 @@ import shutil
 from collections.abc import Callable
 from typing import Any
 
+from mimo_jax.files import write_text
+
 _STAGE = "stage.json"
 
 
@@ -32,14 +34,6 @@ def folder_hash(folder: str | os.PathLike[str]) -> str:
     root = pathlib.Path(folder)
     files = sorted(p for p in root.rglob("*") if p.is_file() and not p.name.startswith("."))
     return fingerprint([[str(p.relative_to(root)), file_hash(p)] for p in files])
-
-
-def write_text(path: pathlib.Path, text: str) -> None:
-    """Write a text file atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8", errors="surrogateescape")
-    os.replace(partial, path)
 
 
 def to_json(value: Any) -> str:

@@ -15,6 +15,7 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from mimo_jax.data.sequence import SpecialTokens
+from mimo_jax.files import write_text
 
 END_OF_TEXT = "<|endoftext|>"
 CHAT_TOKENS = (END_OF_TEXT, "<|im_start|>", "<|im_end|>")
@@ -85,11 +86,8 @@ class TextTokenizer:
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the folder: tokenizer.json, tokenizer_config.json, special_tokens_map.json, vocab.json, merges.txt."""
         folder = pathlib.Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         for name, content in self._files().items():
-            partial = folder / f".{name}.partial"
-            partial.write_text(content, encoding="utf-8")
-            os.replace(partial, folder / name)
+            write_text(folder / name, content)
 
     def _files(self) -> dict[str, str]:
         state = json.loads(self._tokenizer.to_str())

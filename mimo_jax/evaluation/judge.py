@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from mimo_jax.files import replacing, write_text
 from mimo_jax.models.recogniser import Recogniser, RecogniserConfig
 from mimo_jax.objectives.recogniser import greedy_decode
 from mimo_jax.objectives.transcripts import VOCABULARY_FILE, Vocabulary
@@ -70,15 +71,11 @@ class CtcJudge:
         from safetensors.numpy import save_file
 
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         arrays = {name: np.ascontiguousarray(value) for name, value in flatten_dict(self.params, sep="/").items()}
-        temporary = folder / f".{_WEIGHTS_FILE}.tmp"
-        save_file(arrays, temporary)
-        os.replace(temporary, folder / _WEIGHTS_FILE)
+        with replacing(folder / _WEIGHTS_FILE) as partial:
+            save_file(arrays, partial)
         self.vocabulary.save(folder / VOCABULARY_FILE)
-        temporary = folder / f".{_CONFIG_FILE}.tmp"
-        temporary.write_text(json.dumps(dataclasses.asdict(self.config), indent=1))
-        os.replace(temporary, folder / _CONFIG_FILE)
+        write_text(folder / _CONFIG_FILE, json.dumps(dataclasses.asdict(self.config), indent=1))
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> CtcJudge:

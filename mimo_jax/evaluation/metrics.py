@@ -6,6 +6,7 @@ Deterministic, whatever the number of workers.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import multiprocessing
 import os
 from collections.abc import Sequence
@@ -205,9 +206,14 @@ def speech_qualities(
     workers = min(workers or os.cpu_count() or 1, max(1, len(work) // 4))
     if workers <= 1:
         return [_quality_of(item) for item in work]
+    return list(_processes(workers).map(_quality_of, work, chunksize=4))
+
+
+@functools.cache
+def _processes(workers: int) -> ProcessPoolExecutor:
+    """A pool for the life of the process: starting one takes seconds, and an evaluation has several parts."""
     # spawn: forking a process that runs XLA's threads can deadlock
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return list(pool.map(_quality_of, work, chunksize=4))
+    return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
 
 
 def finite_mean(values: Sequence[float]) -> Estimate | None:

@@ -10,17 +10,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from mimo_jax.files import write_text
+
 Part = dict[str, Any]
 logger = logging.getLogger(__name__)
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """Writes JSON atomically; NaN and infinities become null, as JSON has neither."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(_finite(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-    os.replace(temporary, path)
+    write_text(path, json.dumps(_finite(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def _finite(value: Any) -> Any:

@@ -13,6 +13,7 @@ from typing import Any
 
 from mimo_jax.evaluation import charts, report_media
 from mimo_jax.evaluation.report_style import SCRIPT, STYLE
+from mimo_jax.files import write_text
 
 _CURVES_FILE = "metrics.jsonl"
 _QUARANTINE_ROWS = 100
@@ -50,11 +51,7 @@ class ReportInputs:
 
 def write_report(path: str | os.PathLike[str], inputs: ReportInputs) -> None:
     """Writes the page, atomically."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(render(inputs), encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(path, render(inputs))
 
 
 def render(inputs: ReportInputs) -> str:

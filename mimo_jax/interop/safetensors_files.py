@@ -7,7 +7,6 @@ Format: https://github.com/huggingface/safetensors; index files as `transformers
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import re
@@ -20,7 +19,7 @@ import numpy as np
 import safetensors
 
 from mimo_jax.cli import UserError
-from mimo_jax.data.audio import write_atomic
+from mimo_jax.files import replacing
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -155,7 +154,8 @@ def write_folder(
             old.unlink()
     for file, names in zip(files, shards, strict=True):
         part = {name: tensors[name] for name in names}
-        write_atomic(folder / file, functools.partial(_write_file, tensors=part, fetch=fetch))
+        with replacing(folder / file) as partial, partial.open("wb") as stream:
+            _write_file(stream, part, fetch)
     if len(shards) > 1:
         total = sum(_size(*tensors[name]) for name in tensors)
         where = {name: file for file, names in zip(files, shards, strict=True) for name in names}
@@ -214,7 +214,8 @@ def _write_file(
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Writes a whole file atomically."""
-    write_atomic(path, lambda stream: stream.write(content))
+    with replacing(path) as partial:
+        partial.write_bytes(content)
 
 
 def write_json(path: Path, value: Mapping[str, Any] | Sequence[Any]) -> None:

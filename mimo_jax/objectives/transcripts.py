@@ -8,9 +8,10 @@ import functools
 import json
 import os
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from mimo_jax.files import write_text
 from mimo_jax.models.recogniser import BLANK, FIRST_BYTE, FIRST_WORD
 
 VOCABULARY_FILE = "recogniser_vocabulary.json"
@@ -86,10 +87,7 @@ class Vocabulary:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the words as JSON, atomically."""
-        path = Path(path)
-        temporary = path.with_name(f".{path.name}.tmp")
-        temporary.write_text(json.dumps({"words": self.words}, ensure_ascii=False, indent=1))
-        os.replace(temporary, path)
+        write_text(path, json.dumps({"words": self.words}, ensure_ascii=False, indent=1))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Vocabulary:
@@ -102,8 +100,3 @@ class Vocabulary:
         if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
             raise ValueError(f'{path}: not a recogniser vocabulary, which is {{"words": ["...", ...]}}')
         return cls(tuple(words))
-
-
-def text_ids(vocabulary_file: str) -> Callable[[str], list[int]]:
-    """Text -> class ids, as `data.waveforms.WaveformSource` takes it; from a file that `Vocabulary.save` wrote."""
-    return Vocabulary.load(vocabulary_file).encode

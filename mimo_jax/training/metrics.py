@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
+
+from mimo_jax.files import write_text
 
 JSONL = "metrics.jsonl"
 
@@ -38,9 +39,7 @@ class MetricWriter:
                 continue
             if record["step"] <= restored_step:
                 kept.append(line)
-        temporary = self._path.with_suffix(".tmp")
-        temporary.write_text("".join(line + "\n" for line in kept))
-        os.replace(temporary, self._path)
+        write_text(self._path, "".join(line + "\n" for line in kept))
 
     def write(self, step: int, values: Mapping[str, float | int | str]) -> None:
         """One record; strings go to the JSONL file only."""

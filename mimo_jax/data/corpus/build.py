@@ -25,9 +25,10 @@ from mimo_jax.data import audio, manifest
 from mimo_jax.data.corpus import espeak, noise
 from mimo_jax.data.corpus.plan import CorpusConfig, Utterance, generator, plan_corpus
 from mimo_jax.data.manifest import Record, TextRecord
+from mimo_jax.files import write_text
 
 SUMMARY_NAME = "corpus.json"
-_FORMAT = 1  # raise it when the same plan gives other samples
+_FORMAT = 2  # raise it when the same plan gives other samples
 _CHUNK = 100
 _ESPEAK_VOLUME = 60  # leaves headroom: at 100 some voices clip inside espeak-ng
 
@@ -92,7 +93,7 @@ def build_corpus(
         manifest.write_manifest(out / manifest.MANIFEST_NAME, records)
         manifest.write_texts(out / manifest.TEXTS_NAME, written)
         summary = json.dumps(_summary(config, fingerprint, records, written), indent=1) + "\n"
-        audio.write_atomic(out / SUMMARY_NAME, lambda file: file.write(summary.encode()))
+        write_text(out / SUMMARY_NAME, summary)
     shutil.rmtree(parts, ignore_errors=True)
     return out / manifest.MANIFEST_NAME
 
@@ -185,7 +186,7 @@ def _make_chunk(out: Path, part: Path, chunk: Sequence[Utterance]) -> int:
         duration = round(len(wave) / audio.SAMPLE_RATE, 6)
         record = dataclasses.replace(utterance.record, duration=duration, sample_rate=audio.SAMPLE_RATE)
         lines.append(manifest.to_json(record) + "\n")
-    audio.write_atomic(part, lambda file: file.write("".join(lines).encode()))
+    write_text(part, "".join(lines))
     return len(chunk)
 
 

@@ -28,6 +28,9 @@ from mimo_jax.data.manifest import SPLITS, Record, TextRecord
 
 _FILES_PER_FOLDER = 500
 _REPEAT_SHARE = 0.1  # of core training utterances say a text that another one says too
+# Of core training utterances: one to three words alone. From them a model learns what a word sounds like, and from there
+# where in a longer text it is; without them a small one babbles far longer.
+_PHRASE_SHARE = 0.35
 _TALKERS = 3
 # Shares of the wide utterances; plain sentences fill the rest.
 _SHARES = {"styled": 0.26, "noisy": 0.18, "stories": 0.18, "dialogue": 0.18, "parallel": 0.14}
@@ -107,10 +110,15 @@ def _make(
     voice: Voice,
     text: str,
     levels: dict[str, str],
+    variation: float = 1.0,
     **fields: Any,
 ) -> Utterance:
-    """An utterance without place in the corpus: small natural variation round the levels of a style."""
-    rate = round(RATES[levels["rate"]] * rng.uniform(0.93, 1.07))
+    """An utterance without place in the corpus: natural variation (0: none) round the levels of a style."""
+
+    def around(middle: float, spread: float) -> float:
+        return middle + variation * spread * rng.uniform(-1.0, 1.0)
+
+    rate = round(RATES[levels["rate"]] * around(1.0, 0.07))
     attributes = {
         "gender": voice.gender,
         "accent": voice.accent,
@@ -122,11 +130,11 @@ def _make(
         record=Record(id="", audio="", text=text, speaker=voice.name, attributes=attributes, **fields),
         voice=voice.espeak,
         rate=rate,
-        pitch=int(np.clip(voice.pitch + PITCHES[levels["pitch"]] + rng.integers(-4, 5), 0, 99)),
-        pitch_range=int(np.clip(INTONATIONS[levels["intonation"]] + rng.integers(-5, 6), 0, 99)),
-        level_db=round(VOLUMES[levels["volume"]] + rng.uniform(-1.5, 1.5), 2),
-        before=round(rng.uniform(0.03, 0.1), 3),
-        after=round(rng.uniform(0.03, 0.1), 3),
+        pitch=int(np.clip(round(around(voice.pitch + PITCHES[levels["pitch"]], 4.5)), 0, 99)),
+        pitch_range=int(np.clip(round(around(INTONATIONS[levels["intonation"]], 5.5)), 0, 99)),
+        level_db=round(around(VOLUMES[levels["volume"]], 1.5), 2),
+        before=round(around(0.065, 0.035), 3),
+        after=round(around(0.065, 0.035), 3),
     )
 
 
@@ -143,12 +151,19 @@ def utterance_id(subset: str, split: str, index: int) -> str:
 
 
 def _plan_core(count: int, split: str, rng: np.random.Generator) -> list[Utterance]:
-    """Digit strings and commands. Held-out splits have no text twice, training has some in several voices."""
+    """Digit strings and commands. Held-out splits have no text twice; training has some in several voices, and phrases.
+
+    Each voice keeps its own rate, pitch and level here, so that what a small model has to learn is the words; the wide
+    part varies all of them.
+    """
     said: set[str] = set()
     chosen: list[str] = []
     while len(chosen) < count:
         if split == "train" and chosen and rng.random() < _REPEAT_SHARE:
             chosen.append(chosen[int(rng.integers(len(chosen)))])
+            continue
+        if split == "train" and rng.random() < _PHRASE_SHARE:
+            chosen.append(texts.draw(split, lambda: texts.phrase(rng), lambda made: (made,)))
             continue
         digits = bool(rng.random() < texts.DIGITS_SHARE)  # first: commands repeat more often, and would be dropped
         text = _core_text(rng, split, digits, exclude=() if split == "train" else said)
@@ -156,7 +171,8 @@ def _plan_core(count: int, split: str, rng: np.random.Generator) -> list[Utteran
         chosen.append(text)
     speakers = voices_of(split)
     return [
-        _place(_make(rng, texts.pick(rng, speakers), text, _NORMAL), "core", split, i) for i, text in enumerate(chosen)
+        _place(_make(rng, texts.pick(rng, speakers), text, _NORMAL, variation=0.0), "core", split, i)
+        for i, text in enumerate(chosen)
     ]
 
 

@@ -180,6 +180,14 @@ def core_text(rng: np.random.Generator, digits: bool | None = None) -> str:
     return fill(rng, " and ".join(actions) + "{polite}", _CORE_SLOTS)
 
 
+def phrase(rng: np.random.Generator) -> str:
+    """One to three consecutive words of a core text."""
+    words = core_text(rng).split()
+    length = int(rng.integers(1, 4))
+    start = int(rng.integers(0, len(words) - length + 1))
+    return " ".join(words[start : start + length])
+
+
 def sentence(rng: np.random.Generator) -> str:
     """One sentence of the wide grammar."""
     return fill(rng, pick(rng, _SENTENCES), _SLOTS)
