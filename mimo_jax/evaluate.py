@@ -16,6 +16,7 @@ from typing import Any
 
 from mimo_jax import cli
 from mimo_jax.evaluation.suite import HeldOutLosses, SuiteOptions, evaluate_chain
+from mimo_jax.inference.sampling import Sampling
 
 
 def evaluate(
@@ -31,6 +32,7 @@ def evaluate(
     loss_split: str = "validation",
     loss_batch_size: int = 8,
     loss_context: int = 256,
+    audio_sampling: Sampling | None = None,
     identity: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Evaluates exported folders on a corpus.
@@ -46,6 +48,7 @@ def evaluate(
       loss_mixtures: name -> mixture (name or `Mixture`) of the held-out losses; the first gives the top-level figures.
       loss_split: held-out rows of the losses; "validation_core" are those of one subset.
       loss_batch_size, loss_context: shape of the rows for the losses.
+      audio_sampling: how the model draws codes when it speaks; None = as the released inference code does.
       identity: what else decides the figures, for instance the hash of the checkpoints.
 
     Returns:
@@ -57,13 +60,14 @@ def evaluate(
     for folder in filter(None, (recogniser_dir, tokenizer_dir, corpus_dir, lm_dir, prepared_dir)):
         if not os.path.isdir(folder):
             raise cli.UserError(f"{folder}: no such folder; run the stage that makes it, or correct the path")
-    systems = load_systems(recogniser_dir, tokenizer_dir, lm_dir)
+    systems = load_systems(recogniser_dir, tokenizer_dir, lm_dir, audio_sampling)
     losses = None
     if lm_dir and prepared_dir:
         mixtures = loss_mixtures or {"joint": "joint"}
         losses = load_losses(lm_dir, prepared_dir, mixtures, loss_split, loss_batch_size, loss_context)
+    decisive = {**(identity or {}), "audio_sampling": str(audio_sampling or "released defaults")}
     return evaluate_chain(
-        systems, read_manifest(corpus_dir), Path(corpus_dir), out_dir, options or SuiteOptions(), losses, identity
+        systems, read_manifest(corpus_dir), Path(corpus_dir), out_dir, options or SuiteOptions(), losses, decisive
     )
 
 

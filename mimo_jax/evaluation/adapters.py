@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from mimo_jax.evaluation.systems import ConversionRequest, Wave
+from mimo_jax.inference.sampling import Sampling
 
 _BATCH = 32
 
@@ -39,6 +40,7 @@ class ReleasedModel:
       lm_dir, tokenizer_dir: exported folders.
       max_text, max_speech: new positions of a text answer and of a spoken one; a model that was trained for minutes may
         not stop by itself.
+      audio_sampling: how codes are drawn; None = as the released inference code does.
     """
 
     def __init__(
@@ -47,12 +49,14 @@ class ReleasedModel:
         tokenizer_dir: str | os.PathLike[str],
         max_text: int = 64,
         max_speech: int = 96,
+        audio_sampling: Sampling | None = None,
     ):
         from mimo_jax.inference.tasks import MimoAudio
 
         # One batch size for every task: each new shape costs a compilation.
         self._model = MimoAudio.load(lm_dir, tokenizer_dir, max_batch=_BATCH)
-        self._max_text, self._max_speech = max_text, max_speech
+        self._max_text = max_text
+        self._spoken: dict[str, Any] = {"max_new": max_speech, "audio_sampling": audio_sampling}
 
     def asr(self, waves: Sequence[Wave], *, seeds: Sequence[int]) -> list[str]:
         """Transcripts."""
@@ -60,11 +64,11 @@ class ReleasedModel:
 
     def tts(self, texts: Sequence[str], *, seeds: Sequence[int]) -> list[Wave]:
         """Speech of texts."""
-        return _spoken(self._model.tts(list(texts), seeds=list(seeds), max_new=self._max_speech))
+        return _spoken(self._model.tts(list(texts), seeds=list(seeds), **self._spoken))
 
     def continue_speech(self, waves: Sequence[Wave], *, seeds: Sequence[int]) -> list[Wave]:
         """What follows each prompt."""
-        return _spoken(self._model.continue_speech(list(waves), seeds=list(seeds), max_new=self._max_speech))
+        return _spoken(self._model.continue_speech(list(waves), seeds=list(seeds), **self._spoken))
 
     def convert(self, requests: Sequence[ConversionRequest], *, seeds: Sequence[int]) -> list[Wave]:
         """Few-shot conversions."""
@@ -78,7 +82,7 @@ class ReleasedModel:
             )
             for request in requests
         ]
-        return _spoken(self._model.speech_to_speech(conversions, seeds=list(seeds), max_new=self._max_speech))
+        return _spoken(self._model.speech_to_speech(conversions, seeds=list(seeds), **self._spoken))
 
     def answer_about_audio(self, waves: Sequence[Wave], questions: Sequence[str], *, seeds: Sequence[int]) -> list[str]:
         """Text answers to questions about recordings."""
@@ -92,7 +96,7 @@ class ReleasedModel:
         from mimo_jax.inference.tasks import Message
 
         dialogues = [[Message("user", wave)] for wave in waves]
-        return _spoken(self._model.spoken_dialogue(dialogues, seeds=list(seeds), max_new=self._max_speech))
+        return _spoken(self._model.spoken_dialogue(dialogues, seeds=list(seeds), **self._spoken))
 
 
 def _spoken(answers: Sequence[Any]) -> list[Wave]:

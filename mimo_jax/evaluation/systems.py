@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from mimo_jax.evaluation.judge import Judge
+from mimo_jax.inference.sampling import Sampling
 
 Wave = np.ndarray  # mono float32 [samples] at 24 kHz
 
@@ -83,9 +84,12 @@ class Systems:
 
 
 def load_systems(
-    recogniser_dir: str | os.PathLike[str], tokenizer_dir: str | os.PathLike[str], lm_dir: str | os.PathLike[str] | None
+    recogniser_dir: str | os.PathLike[str],
+    tokenizer_dir: str | os.PathLike[str],
+    lm_dir: str | os.PathLike[str] | None,
+    audio_sampling: Sampling | None = None,
 ) -> Systems:
-    """Loads the recogniser and the exported folders.
+    """Loads the recogniser and the exported folders; `audio_sampling` as of `adapters.ReleasedModel`.
 
     Raises:
       FileNotFoundError: a folder is not what it should be.
@@ -95,4 +99,5 @@ def load_systems(
 
     judge = CtcJudge.load(recogniser_dir)
     codec = ReleasedCodec(tokenizer_dir)
-    return Systems(judge, codec, ReleasedModel(lm_dir, tokenizer_dir) if lm_dir else None, judge.config.sample_rate)
+    model = ReleasedModel(lm_dir, tokenizer_dir, audio_sampling=audio_sampling) if lm_dir else None
+    return Systems(judge, codec, model, judge.config.sample_rate)

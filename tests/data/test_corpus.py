@@ -98,7 +98,7 @@ def test_resume_after_a_kill_gives_the_same_bytes(
         build_small(tmp_path, workers=1)
     assert not (tmp_path / "manifest.jsonl").exists()
     half = tmp_path / "audio/core-train/0000/core-train-000000.flac"
-    (half.parent / f".{half.name}.tmp").write_bytes(b"half a file that a killed process left behind")
+    (half.parent / f".{half.name}.partial").write_bytes(b"half a file that a killed process left behind")
     half.unlink()
     part = next(iter(tmp_path.glob("parts-*/000000.jsonl")))
     part.unlink()  # as if it had been killed before this chunk was finished

@@ -28,8 +28,7 @@ from mimo_jax.data.manifest import SPLITS, Record, TextRecord
 
 _FILES_PER_FOLDER = 500
 _REPEAT_SHARE = 0.1  # of core training utterances say a text that another one says too
-# Of core training utterances: one to three words alone. From them a model learns what a word sounds like, and from there
-# where in a longer text it is; without them a small one babbles far longer.
+# Of core training utterances: one to three words alone, where it is plain which word sounds how.
 _PHRASE_SHARE = 0.35
 _TALKERS = 3
 # Shares of the wide utterances; plain sentences fill the rest.
