@@ -44,10 +44,12 @@ class Preset:
     Attributes:
       corpus: flags of `mimo_jax.corpus`.
       bindings: stage -> gin bindings on top of its run file.
+      mixtures: gin file with other rates for the stages of the language model.
     """
 
     corpus: Mapping[str, int]
     bindings: Mapping[str, Sequence[str]]
+    mixtures: str | None = None
 
 
 PRESETS = {
@@ -80,15 +82,24 @@ PRESETS = {
     ),
     "quick": Preset(corpus={"core_utterances": 9000, "wide_utterances": 800}, bindings={}),
     "full": Preset(
-        corpus={"core_utterances": 14000, "wide_utterances": 10000},
+        corpus={"core_utterances": 14000, "wide_utterances": 8000},
         bindings={
-            "recogniser": ["BUDGET_STEPS=900"],
-            "tokenizer_unified": ["BUDGET_STEPS=3000", "SUBSETS=('core', 'wide')"],
-            "tokenizer_adversarial": ["BUDGET_STEPS=1200"],
-            "understanding": ["BUDGET_TOKENS=6e6"],
-            "joint": ["BUDGET_TOKENS=24e6"],
+            "recogniser": ["BUDGET_STEPS=2500"],
+            # 4.5 s hold nearly all of the wide utterances.
+            "tokenizer_unified": [
+                "BUDGET_STEPS=1600",
+                "SUBSETS=('core', 'wide')",
+                "MAX_SAMPLES=108000",
+                "BATCH_ROWS=16",
+                "MAX_TEXT=48",
+            ],
+            "tokenizer_adversarial": ["BUDGET_STEPS=600"],
+            "understanding": ["BUDGET_TOKENS=3e6"],
+            "joint": ["BUDGET_TOKENS=16e6"],
             "sft": ["BUDGET_TOKENS=6e6"],
+            "evaluate": ["LIMIT=192", "OTHER_LIMIT=96", "TASK_LIMIT=64"],
         },
+        mixtures="gin/mixtures/quickstart_full.gin",
     ),
 }
 
@@ -101,7 +112,8 @@ def fitted_to(manifest: Path) -> dict[str, list[str]]:
     rows = max(4, round(64 / seconds))
     wave = [f"MAX_SAMPLES={round(seconds * 24000)}", f"BATCH_ROWS={rows}", f"MAX_TEXT={round(60 * seconds)}"]
     context = 256 if seconds < 5 else 1024
-    language = [f"CONTEXT={context}", f"BATCH_ROWS={16 * 256 // context}"]
+    language = [f"CONTEXT={context}", f"BATCH_ROWS={max(2, 4 * 256 // context)}"]
+    language += ["PATCH_CAPACITY=0.9", "LABELLED_CAPACITY=0.8"]  # whatever the share of audio
     return {
         **{name: wave for name in ("recogniser", "tokenizer_adversarial")},
         "tokenizer_unified": [*wave, "SUBSETS=()"],
@@ -123,6 +135,8 @@ def chain_stages(preset: Preset, out: Path, data: Path | None, seed: int) -> lis
     def train(name: str, **macros: object) -> Stage:
         given = [f"--gin.{key}={value}" for key, value in macros.items()]
         fixed = [f"--gin_file=gin/runs/quickstart/{name}.gin", f"--gin.MODEL_DIR={out / name}", f"--gin.SEED={seed}"]
+        if preset.mixtures and name in LANGUAGE_STAGES:
+            fixed.insert(1, f"--gin_file={preset.mixtures}")
         return Stage(name, lambda: ["-m", "mimo_jax.train", *fixed, *given, *bindings(name)])
 
     def prepare(name: str, *arguments: str) -> Stage:
