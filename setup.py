@@ -41,7 +41,6 @@ EXTRAS = {
     ],
     "eval": [
         "jiwer>=4.0",
-        "matplotlib>=3.9",
         "pesq>=0.0.4",  # published as source only: needs a C compiler and Python's headers
         "pillow>=11",
         "pystoi>=0.4.1",

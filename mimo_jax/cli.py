@@ -62,15 +62,15 @@ def parse_gin(files: Sequence[str], bindings: Sequence[str], search_paths: Seque
       UserError: a missing file, a syntax error, an unknown parameter or macro, a required value left open.
     """
     import gin
-    from absl import logging as absl_logging
 
     for path in [*search_paths, *default_search_paths()]:
         gin.add_config_file_search_path(path)
     for file in files:
         _find(file, [*search_paths, *default_search_paths()])
-    # Gin reports an included file as missing at each place where it looks before the right one.
-    verbosity = absl_logging.get_verbosity()
-    absl_logging.set_verbosity(absl_logging.FATAL)
+    # Gin would also look for `runs/quickstart/sizes.gin` in a Python package `runs.quickstart`: it reports an error where
+    # there is none, and dies where the working folder has a plain folder of that name.
+    readers = gin.config._FILE_READERS
+    readers[:] = [reader for reader in readers if reader[0] is open]
     try:
         for file in files:
             gin.parse_config_file(file)
@@ -80,8 +80,6 @@ def parse_gin(files: Sequence[str], bindings: Sequence[str], search_paths: Seque
         gin.finalize()
     except (ValueError, AttributeError, ImportError, SyntaxError, OSError, NameError) as error:
         raise UserError(f"gin: {_one_line(error)}") from error
-    finally:
-        absl_logging.set_verbosity(verbosity)
 
 
 def _find(file: str, search_paths: Sequence[str]) -> None:

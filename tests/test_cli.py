@@ -47,6 +47,19 @@ def write(folder: Path, name: str, text: str) -> str:
 BUDGET = "from mimo_jax.training import schedule\nSTEPS = 5\nschedule.Budget.steps = %STEPS\n"
 
 
+def test_a_folder_named_like_an_included_one_is_not_in_the_way(tmp_path, monkeypatch):
+    """As `--out=runs/quickstart` makes one."""
+    from mimo_jax.training.schedule import Budget
+
+    (tmp_path / "runs" / "quickstart").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "shared" / "runs" / "quickstart").mkdir(parents=True)
+    write(tmp_path / "shared", "runs/quickstart/part.gin", BUDGET)
+    cli.parse_gin([write(tmp_path, "a.gin", "include 'runs/quickstart/part.gin'\n")], [], [str(tmp_path / "shared")])
+    assert gin.get_configurable(Budget)().steps == 5
+
+
 def test_later_files_and_bindings_override(tmp_path):
     from mimo_jax.training.schedule import Budget
 

@@ -20,7 +20,7 @@ from mimo_jax.files import replacing
 SCHEMA_VERSION = 1
 # One record per compressed chunk: random access reads what it needs and no more.
 _WRITER_OPTIONS = "group_size:1,zstd:1"
-_READER_OPTIONS = "readahead_buffer_size:0"
+_READER_OPTIONS = {"readahead_buffer_size": "0"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,28 +124,24 @@ class RecordReader:
     """
 
     def __init__(self, paths: Sequence[str | os.PathLike[str]], cache_bytes: int = 0):
-        from array_record.python import array_record_module
+        from grain.sources import ArrayRecordDataSource
 
-        self._readers = [array_record_module.ArrayRecordReader(str(p), _READER_OPTIONS) for p in paths]
-        self._ends = np.cumsum([r.num_records() for r in self._readers], dtype=np.int64)
+        self._source = ArrayRecordDataSource([str(p) for p in paths], _READER_OPTIONS) if paths else []
         self._cache: dict[int, bytes] = {}
         self._room = cache_bytes
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
-        return int(self._ends[-1]) if len(self._ends) else 0
+        return len(self._source)
 
     def read(self, indices: Sequence[int]) -> list[bytes]:
         """Bytes of the records, in the order asked for."""
         missing = sorted({int(i) for i in indices if int(i) not in self._cache})
         fresh: dict[int, bytes] = {}
-        files = np.searchsorted(self._ends, missing, side="right")
-        for file in sorted(set(files.tolist())):
-            here = [i for i, f in zip(missing, files, strict=True) if f == file]
-            first = int(self._ends[file - 1]) if file else 0
-            # The reader's position is shared state: one thread at a time.
+        if missing:
+            # A reader's position is shared state: one thread at a time.
             with self._lock:
-                fresh.update(zip(here, self._readers[file].read([i - first for i in here]), strict=True))
+                fresh = dict(zip(missing, self._source.__getitems__(missing), strict=True))
         with self._lock:
             for index, data in fresh.items():
                 if len(data) <= self._room and index not in self._cache:
