@@ -67,8 +67,8 @@ def parse_gin(files: Sequence[str], bindings: Sequence[str], search_paths: Seque
         gin.add_config_file_search_path(path)
     for file in files:
         _find(file, [*search_paths, *default_search_paths()])
-    # Gin would also look for `runs/quickstart/sizes.gin` in a Python package `runs.quickstart`: it reports an error where
-    # there is none, and dies where the working folder has a plain folder of that name.
+    # Gin would also look for `runs/quickstart/sizes.gin` in a Python package `runs.quickstart`: it reports an error
+    # where there is none, and dies where the working folder has a plain folder of that name.
     readers = gin.config._FILE_READERS
     readers[:] = [reader for reader in readers if reader[0] is open]
     try:

@@ -20,7 +20,6 @@ from mimo_jax.files import replacing
 SCHEMA_VERSION = 1
 # One record per compressed chunk: random access reads what it needs and no more.
 _WRITER_OPTIONS = "group_size:1,zstd:1"
-_READER_OPTIONS = {"readahead_buffer_size": "0"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,19 +125,19 @@ class RecordReader:
     def __init__(self, paths: Sequence[str | os.PathLike[str]], cache_bytes: int = 0):
         from grain.sources import ArrayRecordDataSource
 
-        self._source = ArrayRecordDataSource([str(p) for p in paths], _READER_OPTIONS) if paths else []
+        self._source = ArrayRecordDataSource([str(p) for p in paths]) if paths else None
         self._cache: dict[int, bytes] = {}
         self._room = cache_bytes
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
-        return len(self._source)
+        return len(self._source) if self._source else 0
 
     def read(self, indices: Sequence[int]) -> list[bytes]:
         """Bytes of the records, in the order asked for."""
         missing = sorted({int(i) for i in indices if int(i) not in self._cache})
         fresh: dict[int, bytes] = {}
-        if missing:
+        if missing and self._source:
             # A reader's position is shared state: one thread at a time.
             with self._lock:
                 fresh = dict(zip(missing, self._source.__getitems__(missing), strict=True))
