@@ -18,6 +18,8 @@ from mimo_jax.models.transformer import Compute
 # As the released tokenizer: mel pieces that are encoded alone, code pieces that are decoded alone, without overlap.
 ENCODE_PIECE = 6000
 DECODE_PIECE = 1500
+# Rows of a batch that is not full.
+_FEW = 8
 # Lengths that pieces are padded to, in units of the smallest: each length costs a compilation, each gap wasted work.
 _STEPS = (1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48)
 
@@ -167,7 +169,8 @@ class AudioCodec:
         results: dict[int, np.ndarray] = {}
         for bucket, indices in sorted(members.items()):
             most = 2 ** int(np.log2(max(1, self._batch_frames // (bucket * cost))))
-            rows = min(most, 2 ** int(np.ceil(np.log2(len(indices)))))  # full batches, or one small one
+            # Full batches, or one small one of a size that others have too: each shape is a compilation.
+            rows = most if len(indices) > _FEW else min(most, _FEW if len(pieces) > 1 else 1)
             for start in range(0, len(indices), rows):
                 chosen = indices[start : start + rows]
                 batch = [pieces[i] for i in chosen] + [pieces[chosen[0]][:0]] * (rows - len(chosen))
