@@ -130,7 +130,8 @@ def _listen(inputs: ReportInputs) -> str:
         for name in ("original", "reconstruction", "speech", "continuation", "transcription")
     }
     cards = []
-    for record_id, item in list(parts["original"].items())[: inputs.listen]:
+    heard = [(record_id, item) for record_id, item in parts["original"].items() if item.get("file")]
+    for record_id, item in heard[: inputs.listen]:
         clips = [_clip(folder, item, "Original", None, inputs.clip_seconds)]
         for name, title in (("reconstruction", "Reconstruction"), ("speech", "Spoken by the model")):
             if other := parts[name].get(record_id):
