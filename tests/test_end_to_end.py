@@ -71,7 +71,9 @@ def test_every_figure_and_file_is_there(uninterrupted):
         assert metrics[name] is not None, name
     assert len(metrics["codebook_loss"]) == len(metrics["codebook_unigram_entropy"]) == 8
     assert set(metrics["stage_seconds"]) == set(STAGES)
-    assert "http" not in (uninterrupted / "report.html").read_text().replace("http://www.w3.org", "")
+    # No request leaves the report. With "://", for the players' base64 holds an "http" now and then.
+    report = (uninterrupted / "report.html").read_text().replace("http://www.w3.org", "")
+    assert "://" not in report and 'src="//' not in report
     for folder in ("tokenizer", "language_model"):
         assert (uninterrupted / "export" / folder / "config.json").is_file()
     assert list((uninterrupted / "evaluation" / "samples").rglob("*.wav"))
