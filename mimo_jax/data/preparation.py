@@ -181,8 +181,11 @@ def tokenizer_texts(material: formats_lib.Material) -> Iterator[str]:
     ]
     for number, record in enumerate(material.records):
         if record.text:
-            yield from (record.text, prompts.normalize_case(record.text))
+            # In both cases of its beginning; after a colon too, as a request has it.
+            yield from (record.text, f": {prompts.normalize_case(record.text)}")
             yield from (pool[number % len(pool)] for pool in pools)
+            # Role markers open every turn: spelled in pieces they would lengthen each example.
+            yield from ("user\n", "assistant\n")
         if record.instruction:
             yield from (record.instruction, formats_chat.style_thought(record, record.instruction))
             yield (prompts.STYLE_LINE, prompts.STYLE_VOICE_LINE)[number % 2]
