@@ -83,3 +83,17 @@ def test_bad_codes_are_named(codec, codes, message):
 
 def test_nothing_in_nothing_out(codec):
     assert codec.encode([]) == [] and codec.decode([]) == []
+
+
+def test_few_batch_shapes_however_many_utterances(codec, monkeypatch):
+    """Each shape is a compilation: one batch size for one utterance, one for a few, one for many."""
+    shapes = []
+
+    def decode(variables, codes, lengths):
+        shapes.append(codes.shape)
+        return np.zeros((len(codes), 1920 * codes.shape[1]), np.float32), np.asarray(lengths)
+
+    monkeypatch.setattr(codec, "_decode", decode)
+    for count in range(1, 40):
+        assert len(codec.decode([np.zeros((5 + i % 9, 2), int) for i in range(count)])) == count
+    assert len(set(shapes)) <= 3
