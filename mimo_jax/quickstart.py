@@ -82,7 +82,7 @@ PRESETS = {
     ),
     "quick": Preset(corpus={"core_utterances": 9000, "wide_utterances": 800}, bindings={}),
     "full": Preset(
-        corpus={"core_utterances": 14000, "wide_utterances": 8000},
+        corpus={"core_utterances": 24000, "wide_utterances": 8000},
         bindings={
             "recogniser": ["BUDGET_STEPS=2500"],
             # 4.5 s hold nearly all of the wide utterances.
@@ -95,8 +95,8 @@ PRESETS = {
             ],
             "tokenizer_adversarial": ["BUDGET_STEPS=600"],
             "understanding": ["BUDGET_TOKENS=3e6"],
-            "joint": ["BUDGET_TOKENS=16e6"],
-            "sft": ["BUDGET_TOKENS=6e6"],
+            "joint": ["BUDGET_TOKENS=20e6"],
+            "sft": ["BUDGET_TOKENS=8e6"],
             "evaluate": ["LIMIT=192", "OTHER_LIMIT=96", "TASK_LIMIT=64"],
         },
         mixtures="gin/mixtures/quickstart_full.gin",
