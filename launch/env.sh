@@ -4,7 +4,8 @@
 #   ensure_environment NAME    requirements/NAME.txt, NAME one of quickstart, dev (dev holds quickstart)
 #
 # Sets VENV (default .venv in the repository; MIMO_JAX_VENV names another). An environment whose lock file, Python
-# and place are unchanged is used as it is; one whose making was interrupted is made again from nothing.
+# and place are unchanged is used as it is; one whose making was interrupted is made again from nothing. jax gets the
+# plug-in of an NVIDIA GPU that the machine has, or of what MIMO_JAX_ACCELERATOR names (cuda, tpu, none).
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 VENV=${MIMO_JAX_VENV:-$ROOT/.venv}
@@ -27,9 +28,20 @@ find_python() {
   return 1
 }
 
+# Prints the name of the lock file with jax's plug-in: cuda, tpu or nothing.
+accelerator() {
+  case ${MIMO_JAX_ACCELERATOR:-auto} in
+    cuda | tpu) printf '%s\n' "$MIMO_JAX_ACCELERATOR" ;;
+    none) ;;
+    auto) if nvidia-smi -L 2>/dev/null | grep -q GPU; then printf 'cuda\n'; fi ;;
+    *) fail "MIMO_JAX_ACCELERATOR=$MIMO_JAX_ACCELERATOR: use cuda, tpu, none or auto" ;;
+  esac
+}
+
 # Prints what the installed state depends on: the lock file, the packaging, the place (the package is installed editable).
 fingerprint() {
-  "$VENV/bin/python" - "$ROOT" "$ROOT/requirements/$1.txt" "$ROOT/requirements/compiled.txt" "$ROOT/setup.py" <<'PY'
+  "$VENV/bin/python" - "$ROOT" "$ROOT/requirements/$1.txt" "$ROOT/requirements/compiled.txt" "$ROOT/setup.py" \
+    ${ACCELERATOR:+"$ROOT/requirements/$ACCELERATOR.txt"} <<'PY'
 import hashlib, pathlib, sys
 digest = hashlib.sha256(f"{sys.argv[1]} {sys.version}".encode())
 for name in sys.argv[2:]:
@@ -79,6 +91,11 @@ install_environment() {
   fi
   say "installing requirements/$name.txt ($(grep -c '==' "$ROOT/requirements/$name.txt") packages)"
   install --no-deps -r "$ROOT/requirements/$name.txt" || fail "the packages of requirements/$name.txt could not be installed"
+  if [ -n "$ACCELERATOR" ]; then
+    say "installing requirements/$ACCELERATOR.txt"
+    install --no-deps -r "$ROOT/requirements/$ACCELERATOR.txt" ||
+      fail "the packages of requirements/$ACCELERATOR.txt could not be installed; MIMO_JAX_ACCELERATOR=none does without"
+  fi
   install --no-deps -r "$ROOT/requirements/compiled.txt" 2>"$VENV/.mimo_jax-compiled.log" ||
     say "PESQ left out: it is built from source and that failed (no C compiler or no Python headers?" \
       "$VENV/.mimo_jax-compiled.log tells). All else works; to have it, install them, delete $VENV and start again"
@@ -90,6 +107,7 @@ install_environment() {
 
 ensure_environment() {
   local name=$1
+  ACCELERATOR=$(accelerator)
   if command -v flock >/dev/null 2>&1; then # two commands started at once: the second waits and finds it made
     exec 9>"$VENV.lock"
     flock 9

@@ -17,9 +17,11 @@ exporting. Interrupted at any moment and started again with the same flags, it g
                    per recording: {"audio": "a.flac", "text": "...", "speaker": "...", "caption": "...",
                    "start": 0.0, "end": 2.5}; only audio and text are needed
 
-Everything runs in .venv, made here from requirements/quickstart.txt on the first call (3 GB, most of it TensorFlow; a minute to
-some minutes, depending on the network) and reused afterwards. Environment variables: PYTHON (the interpreter to use),
-MIMO_JAX_VENV (another place than .venv). Further flags go to `python -m mimo_jax.quickstart`; `--helpfull` lists them.
+Everything runs in .venv, made here from requirements/quickstart.txt on the first call (3 GB, most of it TensorFlow; a
+minute to some minutes, depending on the network) and reused afterwards. With an NVIDIA GPU in the machine it gets jax's
+CUDA plug-in too, and the GPU is used. Environment variables: PYTHON (the interpreter to use), MIMO_JAX_VENV (another
+place than .venv), MIMO_JAX_ACCELERATOR (cuda, tpu or none, instead of what is found). Further flags go to
+`python -m mimo_jax.quickstart`; `--helpfull` lists them.
 EOT
 }
 

@@ -69,3 +69,32 @@ def test_tensorflow_is_installed_once():
 def test_gin_folder_does_not_hide_the_gin_package():
     """`python -m` puts the repository first on the path: with an __init__.py, gin/ would be taken for gin-config."""
     assert not (ROOT / "gin" / "__init__.py").exists()
+
+
+@pytest.mark.parametrize(
+    ("asked", "smi", "lock"),
+    [("auto", "exit 9", ""), ("auto", "echo 'GPU 0: an accelerator'", "cuda"), ("tpu", "exit 9", "tpu")],
+)
+def test_the_environment_gets_the_plug_in_of_the_machine(tmp_path, asked, smi, lock):
+    command = tmp_path / "nvidia-smi"
+    command.write_text(f"#!/bin/sh\n{smi}\n")
+    command.chmod(0o755)
+    found = _accelerator(asked, f"{tmp_path}:/usr/bin:/bin")
+    assert (found.returncode, found.stdout.strip()) == (0, lock)
+    assert not lock or (ROOT / "requirements" / f"{lock}.txt").is_file()
+
+
+def test_an_unknown_accelerator_is_named():
+    found = _accelerator("abacus", "/usr/bin:/bin")
+    assert found.returncode == 1
+    assert "MIMO_JAX_ACCELERATOR=abacus: use cuda, tpu, none or auto" in found.stderr
+
+
+def _accelerator(asked: str, path: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        ["bash", "-c", "set -euo pipefail; . launch/env.sh; accelerator"],
+        cwd=ROOT,
+        env={"PATH": path, "MIMO_JAX_ACCELERATOR": asked},
+        capture_output=True,
+        text=True,
+    )
