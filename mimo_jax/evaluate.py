@@ -55,7 +55,7 @@ def evaluate(
       The content of `metrics.json`.
     """
     from mimo_jax.data.manifest import read_manifest
-    from mimo_jax.evaluation.systems import load_systems
+    from mimo_jax.evaluation.adapters import load_systems
 
     for folder in filter(None, (recogniser_dir, tokenizer_dir, corpus_dir, lm_dir, prepared_dir)):
         if not os.path.isdir(folder):

@@ -17,7 +17,8 @@ from typing import Any, Literal
 
 from mimo_jax import cli
 from mimo_jax.data import preparation, stages
-from mimo_jax.data.formats import FormatOptions, Material, formats
+from mimo_jax.data.all_formats import formats
+from mimo_jax.data.formats import FormatOptions, Material
 from mimo_jax.data.manifest import MANIFEST_NAME, Record, TextRecord, read_manifest, read_texts
 from mimo_jax.data.prepared import MANIFEST, TEXT_TOKENIZER
 from mimo_jax.data.sequence import Layout

@@ -9,7 +9,7 @@ import gin
 import pytest
 
 from mimo_jax import cli, quickstart
-from mimo_jax.data.formats import formats
+from mimo_jax.data.all_formats import formats
 
 
 def commands(stages) -> dict[str, list[str]]:

@@ -6,7 +6,7 @@ the codes are at hand. Which wording, which phase, which shots an example gets i
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -139,11 +139,3 @@ def pretraining_example(
     """Prompt, answer, end of text: loss on everything, or not on the prompt where the options say so."""
     end = TextSegment(prompts.END_OF_TEXT)
     return [*with_loss(prompt, name not in options.no_prompt_loss), *with_loss([*answer, end], True)]
-
-
-def formats() -> Mapping[str, TaskFormat]:
-    """All task formats by name, pretraining first."""
-    # Imported here because both rooms build on the types above.
-    from mimo_jax.data import formats_chat, formats_pretraining
-
-    return {f.name: f for f in (*formats_pretraining.FORMATS, *formats_chat.FORMATS)}

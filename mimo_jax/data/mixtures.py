@@ -62,7 +62,7 @@ def get_mixture(name_or_mixture: str | Mixture) -> Mixture:
     Raises:
         KeyError: neither a mixture nor a task has that name.
     """
-    from mimo_jax.data.formats import formats
+    from mimo_jax.data.all_formats import formats
 
     if isinstance(name_or_mixture, Mixture):
         return name_or_mixture

@@ -16,7 +16,7 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
-from mimo_jax.data.formats import formats
+from mimo_jax.data.all_formats import formats
 from mimo_jax.data.mixtures import MIXTURES
 from mimo_jax.data.prepared import Prepared
 from mimo_jax.data.records import from_bytes

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from mimo_jax.evaluation.systems import ConversionRequest, Wave
+from mimo_jax.evaluation.judge import CtcJudge
+from mimo_jax.evaluation.systems import ConversionRequest, Systems, Wave
 from mimo_jax.inference.sampling import Sampling
 
 _BATCH = 32
@@ -102,3 +103,20 @@ class ReleasedModel:
 def _spoken(answers: Sequence[Any]) -> list[Wave]:
     """Their waves; empty where nothing was spoken."""
     return [np.zeros(0, np.float32) if answer.wave is None else answer.wave for answer in answers]
+
+
+def load_systems(
+    recogniser_dir: str | os.PathLike[str],
+    tokenizer_dir: str | os.PathLike[str],
+    lm_dir: str | os.PathLike[str] | None,
+    audio_sampling: Sampling | None = None,
+) -> Systems:
+    """Loads the recogniser and the exported folders; `audio_sampling` as of `ReleasedModel`.
+
+    Raises:
+      FileNotFoundError: a folder is not what it should be.
+    """
+    judge = CtcJudge.load(recogniser_dir)
+    codec = ReleasedCodec(tokenizer_dir)
+    model = ReleasedModel(lm_dir, tokenizer_dir, audio_sampling=audio_sampling) if lm_dir else None
+    return Systems(judge, codec, model, judge.config.sample_rate)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
 
 from mimo_jax.evaluation.judge import Judge
-from mimo_jax.inference.sampling import Sampling
 
 Wave = np.ndarray  # mono float32 [samples] at 24 kHz
 
@@ -81,23 +79,3 @@ class Systems:
     codec: Codec
     model: SpeechModel | None
     sample_rate: int = 24_000
-
-
-def load_systems(
-    recogniser_dir: str | os.PathLike[str],
-    tokenizer_dir: str | os.PathLike[str],
-    lm_dir: str | os.PathLike[str] | None,
-    audio_sampling: Sampling | None = None,
-) -> Systems:
-    """Loads the recogniser and the exported folders; `audio_sampling` as of `adapters.ReleasedModel`.
-
-    Raises:
-      FileNotFoundError: a folder is not what it should be.
-    """
-    from mimo_jax.evaluation.adapters import ReleasedCodec, ReleasedModel
-    from mimo_jax.evaluation.judge import CtcJudge
-
-    judge = CtcJudge.load(recogniser_dir)
-    codec = ReleasedCodec(tokenizer_dir)
-    model = ReleasedModel(lm_dir, tokenizer_dir, audio_sampling=audio_sampling) if lm_dir else None
-    return Systems(judge, codec, model, judge.config.sample_rate)

@@ -16,7 +16,7 @@ from mimo_jax.cli import UserError
 from mimo_jax.data.sequence import flatten_grid, from_grid
 from mimo_jax.interop import hf
 from mimo_jax.interop.configs import Folder
-from mimo_jax.interop.verify import Golden
+from mimo_jax.interop.golden import Golden
 from mimo_jax.models.mimo_audio import MimoAudio, MimoAudioConfig
 
 Arrays = dict[str, np.ndarray]

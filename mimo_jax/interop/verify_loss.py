@@ -13,7 +13,7 @@ from flax import traverse_util
 from mimo_jax.cli import UserError
 from mimo_jax.interop import hf, names
 from mimo_jax.interop.configs import Folder
-from mimo_jax.interop.verify import Golden
+from mimo_jax.interop.golden import Golden
 from mimo_jax.interop.verify_lm import Arrays, empty_token_id, grids
 from mimo_jax.models.mimo_audio import MimoAudioConfig
 from mimo_jax.objectives.language_model import LanguageModelObjective

@@ -12,7 +12,7 @@ import numpy as np
 
 from mimo_jax.interop import hf
 from mimo_jax.interop.configs import Folder
-from mimo_jax.interop.verify import Golden
+from mimo_jax.interop.golden import Golden
 from mimo_jax.models.tokenizer import MimoAudioTokenizer, TokenizerConfig
 from mimo_jax.models.tokenizer.encoder import hidden_lengths
 

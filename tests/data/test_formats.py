@@ -4,7 +4,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from mimo_jax.data.formats import FormatOptions, Material, formats
+from mimo_jax.data.all_formats import formats
+from mimo_jax.data.formats import FormatOptions, Material
 from mimo_jax.data.formats_pretraining import conversion_wording, proportional_spans
 from mimo_jax.data.manifest import Record, TextRecord
 from mimo_jax.data.sequence import AudioSegment, Layout, StreamedSegment, TextSegment, render

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mimo_jax.data.formats import formats
+from mimo_jax.data.all_formats import formats
 from mimo_jax.data.mixtures import MIXTURES, RateSchedule, get_mixture, tilt
 
 

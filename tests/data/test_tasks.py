@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from mimo_jax.data.formats import formats
+from mimo_jax.data.all_formats import formats
 from mimo_jax.data.mixtures import MIXTURES
 from mimo_jax.data.prepared import Prepared
 from mimo_jax.data.records import from_bytes
