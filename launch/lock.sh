@@ -4,7 +4,8 @@
 #   ./launch/lock.sh [--upgrade]     without --upgrade, versions change only where setup.py asks for it
 #
 # Needs uv (the environment made by launch/test.sh has it). The files are installed with --no-deps: they name
-# everything, and tensorflow-text would otherwise bring the full TensorFlow in beside tensorflow-cpu.
+# everything, and tensorflow-text would otherwise bring the full TensorFlow in beside tensorflow-cpu. torch.txt has
+# PyTorch and what only it needs, without the CUDA packages of its build for Linux: launch/env.sh takes that for CPUs.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -23,10 +24,18 @@ compile() {
 
 # PESQ exists as source only; it is installed apart (requirements/compiled.txt) so that a machine without a C
 # compiler loses one metric and not the installation.
-compile dev "seqio eval dev" --no-emit-package pesq "$@"
+compile dev "seqio eval dev" --no-emit-package pesq --override <(echo "torch ; python_version < '3'") "$@"
 # The others take their versions from dev: what was tested together is what gets installed.
 compile quickstart "seqio eval" --no-emit-package pesq --constraint requirements/dev.txt
 compile seqio "seqio" --constraint requirements/dev.txt
 compile base "" --constraint requirements/dev.txt
 compile tpu "tpu" --constraint requirements/dev.txt
 compile cuda "cuda" --constraint requirements/dev.txt
+
+# As for Windows, where PyTorch needs no CUDA packages; what else it needs is pure Python. What dev.txt has is left out.
+in_dev=()
+while read -r name; do in_dev+=(--no-emit-package "$name"); done \
+  < <(sed -nE 's/^([A-Za-z0-9_.-]+)(\[.*\])?==.*/\1/p' requirements/dev.txt)
+grep -o 'torch>=[^"]*' setup.py | "$uv" pip compile - --quiet --python-platform windows --python-version 3.11 \
+  --constraint requirements/dev.txt "${in_dev[@]}" "$@" --no-header --output-file requirements/torch.txt
+echo "requirements/torch.txt: $(grep -c '==' requirements/torch.txt) packages"

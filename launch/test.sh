@@ -8,6 +8,8 @@
 #   ./launch/test.sh tests/interop -k hf  only some tests (lint and types are run all the same)
 #   ./launch/test.sh -n 0 --pdb           in one process, with a debugger
 #
+# MIMO_JAX_TORCH=none does without PyTorch; the tests in which `transformers` loads exported models are then skipped.
+#
 # Compiled programs are cached in $JAX_COMPILATION_CACHE_DIR (default ~/.cache/mimo_jax/jax), which makes later runs
 # a good deal faster.
 set -euo pipefail

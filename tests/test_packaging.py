@@ -41,7 +41,7 @@ def test_rooms_are_attributes():
 
 
 def test_lock_files_name_neither_hosts_nor_paths():
-    assert {path.stem for path in LOCKS} == {"base", "cuda", "dev", "quickstart", "seqio", "tpu"}
+    assert {path.stem for path in LOCKS} == {"base", "cuda", "dev", "quickstart", "seqio", "torch", "tpu"}
     for path in LOCKS:
         text = path.read_text()
         assert not re.search(r"https?://|file:|--(extra-)?index|--find-links|@ |(^|\s)/", text), path.name
@@ -51,12 +51,21 @@ def test_lock_files_name_neither_hosts_nor_paths():
 def test_lock_files_agree_with_dev(lock: Path):
     """One environment made from `dev` holds what the smaller ones hold, in the same versions."""
     dev, own = pinned(ROOT / "requirements" / "dev.txt"), pinned(lock)
-    assert len(own) > 50
+    assert len(own) > 50 or lock.stem == "torch"
     for name, versions in own.items():
         assert name not in dev or versions == dev[name] or versions < dev[name], name
     if lock.stem in ("base", "seqio", "quickstart"):
         assert set(own) <= set(dev)
-    assert "pesq" not in own and "torch" not in own
+    assert "pesq" not in own and ("torch" in own) == (lock.stem == "torch")
+
+
+def test_torch_is_locked_apart():
+    """What only it needs stands beside it, and nothing of CUDA: the locks are installed without dependencies."""
+    dev, own = pinned(ROOT / "requirements" / "dev.txt"), pinned(ROOT / "requirements" / "torch.txt")
+    assert not set(own) & set(dev)
+    assert {"sympy", "mpmath", "networkx", "jinja2"} <= set(own)
+    assert {"filelock", "fsspec", "markupsafe", "setuptools", "typing-extensions"} <= set(dev)
+    assert not [name for name in own if re.match("nvidia|cuda|triton", name)]
 
 
 def test_tensorflow_is_installed_once():
@@ -90,11 +99,81 @@ def test_an_unknown_accelerator_is_named():
     assert "MIMO_JAX_ACCELERATOR=abacus: use cuda, tpu, none or auto" in found.stderr
 
 
+@pytest.mark.parametrize(
+    ("system", "wanted"),
+    [
+        ("Linux", "torch==VERSION+cpu --extra-index-url https://download.pytorch.org/whl/cpu --retries 1 --timeout 10"),
+        ("Darwin", "torch==VERSION"),
+    ],
+)
+def test_torch_is_the_build_for_cpus(tmp_path, system, wanted):
+    found = _install_torch(tmp_path, system, "exit 0")
+    assert found.returncode == 0, found.stderr
+    rest, torch, check = [line for line in found.stdout.splitlines() if line.startswith("python")]
+    assert rest.startswith("python -m pip install") and rest.endswith(f"--no-deps -r {tmp_path}/.mimo_jax-torch.txt")
+    only_it_needs = pinned(ROOT / "requirements" / "torch.txt")
+    (version,) = only_it_needs.pop("torch")
+    assert pinned(tmp_path / ".mimo_jax-torch.txt") == only_it_needs
+    assert torch.endswith(f"--no-deps {wanted.replace('VERSION', version)}")
+    assert check == "python -c import torch"
+    assert (tmp_path / ".mimo_jax-dev.stamp").exists()
+
+
+@pytest.mark.parametrize("broken", ["torch==", "import torch"])
+def test_without_torch_there_is_a_way_out(tmp_path, broken):
+    found = _install_torch(tmp_path, "Linux", f'case "$*" in *"{broken}"*) exit 1 ;; esac')
+    assert found.returncode == 1
+    assert "error: PyTorch, with which tests load exported models, could not be installed" in found.stderr
+    assert "MIMO_JAX_TORCH=none" in found.stderr
+    assert not list(tmp_path.glob(".mimo_jax-*.stamp*"))
+    assert not (tmp_path / ".mimo_jax-building").exists()  # else the whole environment would be made again
+    found = _install_torch(tmp_path, "Linux", f'case "$*" in *"{broken}"*) exit 1 ;; esac', MIMO_JAX_TORCH="none")
+    assert found.returncode == 0, found.stderr
+    assert "torch" not in found.stdout
+    assert (tmp_path / ".mimo_jax-dev.stamp").exists()
+
+
+def test_the_stamp_covers_torch(tmp_path):
+    code = "ACCELERATOR=; TORCH=torch; fingerprint {0}; TORCH=; fingerprint {0}"
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python").symlink_to(sys.executable)
+    with_torch, without = _env(code.format("dev"), MIMO_JAX_VENV=str(tmp_path)).stdout.split()
+    assert with_torch != without
+    with_torch, without = _env(code.format("quickstart"), MIMO_JAX_VENV=str(tmp_path)).stdout.split()
+    assert with_torch == without
+
+
+def test_an_unknown_torch_is_named():
+    found = _env("torch_lock", MIMO_JAX_TORCH="rocm")
+    assert found.returncode == 1
+    assert "MIMO_JAX_TORCH=rocm: use cpu or none" in found.stderr
+
+
+def _install_torch(venv: Path, system: str, python: str, **environment: str) -> subprocess.CompletedProcess:
+    """install_environment dev in a folder whose python prints its arguments and does `python`."""
+    (venv / "bin").mkdir(exist_ok=True)
+    for name, lines in (("python", f'echo "python $*"\n{python}'), ("uname", f"echo {system}"), ("uv", "exit 1")):
+        (venv / "bin" / name).write_text(f"#!/bin/sh\n{lines}\n")
+        (venv / "bin" / name).chmod(0o755)
+    # The rest of the environment is taken to be there already.
+    code = """
+        ACCELERATOR=; TORCH=$(torch_lock)
+        install() { case "$*" in *torch*) pip_install "$@" ;; esac; }
+        install_environment dev
+    """
+    path = f"{venv / 'bin'}:/usr/bin:/bin"
+    return _env(code, PATH=path, MIMO_JAX_VENV=str(venv), **environment)
+
+
 def _accelerator(asked: str, path: str) -> subprocess.CompletedProcess:
+    return _env("accelerator", PATH=path, MIMO_JAX_ACCELERATOR=asked)
+
+
+def _env(code: str, **environment: str) -> subprocess.CompletedProcess:
     return subprocess.run(
-        ["bash", "-c", "set -euo pipefail; . launch/env.sh; accelerator"],
+        ["bash", "-c", f"set -euo pipefail; . launch/env.sh; {code}"],
         cwd=ROOT,
-        env={"PATH": path, "MIMO_JAX_ACCELERATOR": asked},
+        env={"PATH": "/usr/bin:/bin", **environment},
         capture_output=True,
         text=True,
     )
