@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mimo_jax.inference.streaming import OverlapDecoder
 from mimo_jax.interop import hf
 from mimo_jax.interop.configs import Folder
 from mimo_jax.interop.golden import Golden
@@ -56,6 +57,67 @@ def compute(weights: Folder, golden: Golden) -> Arrays:
             result[f"dec_batch_equal.{array}"] = np.concatenate([parts[f"equal_{i}.{array}"] for i in range(len(pair))])
     if "e2e.wav_out" in golden.outputs and "e2e.codes" in result:
         result["e2e.wav_out"] = _decode(model, variables, config, {"e2e": result["e2e.codes"].T})["e2e.wav"]
+    for stream in _streams(golden):
+        result |= _streamed(config, variables, golden, stream)
+    return result
+
+
+def _streams(golden: Golden) -> list[Mapping[str, Any]]:
+    """The chunk schedules of run.json that the folder has results of."""
+    prefixes = {name.split(".")[0] for name in golden.outputs}
+    return [stream for stream in golden.run.get("streams", []) if stream["name"] in prefixes]
+
+
+def _windows(stream: Mapping[str, Any]) -> np.ndarray:
+    """Frames [sequences, chunks] that are decoded at each chunk: those kept before, and the chunk's."""
+    lengths = np.asarray(stream["chunk_lengths"])
+    windows, kept = np.zeros_like(lengths), np.zeros(len(lengths), lengths.dtype)
+    for chunk in range(lengths.shape[1]):
+        windows[:, chunk] = kept + lengths[:, chunk]
+        kept = np.minimum(windows[:, chunk], stream["left_overlap"])
+    return windows
+
+
+def not_compared(golden: Golden) -> dict[str, str]:
+    """Arrays of the streams that are no truth to reproduce, and why."""
+    reason = "a longer neighbour leaks into it in the reference's padded batch"
+    return {
+        f"{stream['name']}.chunk{chunk}.seq{sequence}.wav": reason
+        for stream in _streams(golden)
+        for sequence, windows in enumerate(_windows(stream))
+        for chunk, frames in enumerate(windows)
+        if frames < _windows(stream)[:, chunk].max()
+    }
+
+
+def _streamed(config: TokenizerConfig, variables: Any, golden: Golden, stream: Mapping[str, Any]) -> Arrays:
+    """The streams of one schedule, each alone."""
+    result: Arrays = {}
+    books = [
+        np.asarray(variables["codebooks"]["quantizer"][f"layers_{i}"]["embed"]) for i in range(config.num_quantizers)
+    ]
+    overlap = {name: stream[name] for name in ("left_overlap", "right_overlap")}
+    kept_frames, processed = [], []
+    for sequence, (name, sizes) in enumerate(zip(stream["sequences"], stream["chunk_lengths"], strict=True)):
+        codes = golden.inputs[name].T.astype(np.int32)
+        decoder = OverlapDecoder(config, variables, **overlap)
+        ends = np.cumsum(sizes)
+        for chunk, (size, end) in enumerate(zip(sizes, ends, strict=True)):
+            window = np.concatenate([decoder.kept.reshape(-1, codes.shape[1]), codes[end - size : end]])
+            last = end == ends[-1]
+            wave = decoder(codes[end - size : end], last=last)
+            # The reference keeps the whole last window, as given back.
+            kept = window if last else decoder.kept
+            kept_frames.append(len(kept))
+            processed.append(len(kept) if last else decoder.processed)
+            prefix = f"{stream['name']}.chunk{chunk}.seq{sequence}"
+            result[f"{prefix}.wav"] = wave[None]
+            result[f"{prefix}.is_none"] = np.asarray(not wave.size)
+            result[f"{prefix}.cache_hidden"] = sum(book[code] for book, code in zip(books, kept.T, strict=False))
+    for chunk, row in enumerate(np.reshape(kept_frames, (len(stream["sequences"]), -1)).T):
+        result[f"{stream['name']}.chunk{chunk}.cache_lengths"] = row
+    for chunk, row in enumerate(np.reshape(processed, (len(stream["sequences"]), -1)).T):
+        result[f"{stream['name']}.chunk{chunk}.processed_lengths"] = row
     return result
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -42,8 +42,8 @@ def dtypes(compute: Compute) -> dict[str, Any]:
     return {"dtype": compute.dtype, "param_dtype": compute.param_dtype}
 
 
-def norm(kind: str, compute: Compute, name: str) -> layers.Norm:
-    """The tokenizer's norm of a kind, with the epsilon that belongs to it."""
+def norm(kind: str, compute: Compute, name: str | None) -> layers.Norm:
+    """The tokenizer's norm of a kind, with the epsilon that belongs to it (name None: as its attribute is called)."""
     return layers.Norm(kind, NORM_EPS[kind], compute.dtype, compute.param_dtype, name=name)
 
 
@@ -109,14 +109,23 @@ def _bias(module: nn.Module, features: int) -> Array:
     return module.param("bias", init, (features,), jnp.dtype(module.compute.param_dtype))  # type: ignore[attr-defined]
 
 
+def group_statistics(x: Array, lengths: Array) -> tuple[Array, Array]:
+    """Mean and variance [B] over all channels and the first lengths[b] frames of x [B, T, C], in float32."""
+    x = x.astype(jnp.float32)
+    count = jnp.maximum(lengths * x.shape[-1], 1).astype(jnp.float32)
+    mean = masked(x, lengths).sum(axis=(1, 2)) / count
+    variance = masked(jnp.square(x - mean[:, None, None]), lengths).sum(axis=(1, 2)) / count
+    return mean, variance
+
+
 class MaskedGroupNorm(nn.Module):
     """GroupNorm with one group: statistics over all channels and the first lengths[b] frames of each sequence."""
 
     compute: Compute = Compute()
 
     @nn.compact
-    def __call__(self, x: Array, lengths: Array) -> Array:
-        """x [B, T, C], lengths [B] -> [B, T, C] (not masked)."""
+    def __call__(self, x: Array, statistics: tuple[Array, Array]) -> Array:
+        """x [B, T, C], (mean, variance) each [B], as `group_statistics` gives them -> [B, T, C] (not masked)."""
         init = {"scale": nn.initializers.ones, "bias": nn.initializers.zeros}
         scale, bias = (
             self.param(
@@ -127,12 +136,8 @@ class MaskedGroupNorm(nn.Module):
             ).astype(jnp.float32)
             for name in ("scale", "bias")
         )
-        y = x.astype(jnp.float32)
-        count = jnp.maximum(lengths * x.shape[-1], 1).astype(jnp.float32)[:, None, None]
-        mean = masked(y, lengths).sum(axis=(1, 2), keepdims=True) / count
-        y = y - mean
-        variance = masked(jnp.square(y), lengths).sum(axis=(1, 2), keepdims=True) / count
-        y = y * jax.lax.rsqrt(variance + GROUP_NORM_EPS) * scale + bias
+        mean, variance = (value[:, None, None] for value in statistics)
+        y = (x.astype(jnp.float32) - mean) * jax.lax.rsqrt(variance + GROUP_NORM_EPS) * scale + bias
         return y.astype(self.compute.dtype)
 
 
@@ -144,14 +149,32 @@ class Upsample(nn.Module):
     stride: int
     compute: Compute = Compute()
 
-    @nn.compact
+    def setup(self) -> None:
+        """Names of the parts."""
+        self.conv = ConvTranspose1d(self.features, self.size, self.stride, self.compute)
+        self.norm = MaskedGroupNorm(self.compute)
+
     def __call__(self, x: Array, lengths: Array) -> tuple[Array, Array]:
         """x [B, T, in], zero behind lengths [B] -> ([B, T * stride, features], lengths * stride), zero behind them."""
-        y = ConvTranspose1d(self.features, self.size, self.stride, self.compute, name="conv")(x)
-        produced = jnp.where(lengths > 0, (lengths - 1) * self.stride + self.size, 0)
-        y = MaskedGroupNorm(self.compute, name="norm")(y, produced)
+        y = self.conv(x)
+        statistics = group_statistics(y, jnp.where(lengths > 0, (lengths - 1) * self.stride + self.size, 0))
+        self.sow("intermediates", "statistics", statistics)
+        y = self.norm(y, statistics)
         lengths = lengths * self.stride
         return masked(y[:, : x.shape[1] * self.stride], lengths), lengths
+
+    @property
+    def history(self) -> int:
+        """Earlier input frames that an output frame depends on."""
+        return -(-self.size // self.stride) - 1
+
+    def convolve(self, history: Array, x: Array) -> Array:
+        """Before the norm, the frames that x [B, T, in] adds to a stream: [B, T * stride, features].
+
+        history: the `history` input frames before x [B, history, in], zero where there are none.
+        """
+        y = self.conv(jnp.concatenate([history, x], axis=1))
+        return y[:, self.history * self.stride :][:, : x.shape[1] * self.stride]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,6 +190,32 @@ class StackConfig:
     norm: str
     rope_theta: float
     skip: int | None = None
+
+
+class Past(NamedTuple):
+    """Keys and values [(layers,) B, heads, slots, head_dim] of the first length [(layers,) B] positions of a stream."""
+
+    keys: Array
+    values: Array
+    length: Array
+
+    @classmethod
+    def empty(cls, config: StackConfig, batch: int, slots: int, dtype: str = "float32") -> Past:
+        """No positions yet; room for `slots`."""
+        shape = (config.num_layers, batch, config.num_heads, slots, config.width // config.num_heads)
+        return cls(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros((config.num_layers, batch), jnp.int32))
+
+    def extended(self, key: Array, value: Array, positions: Array) -> Past:
+        """With key and value [B, T, heads, head_dim] at slot = position [B, T]; the length is left to the caller."""
+        index = jnp.arange(key.shape[0])[:, None, None], jnp.arange(key.shape[2])[None, :, None], positions[:, None, :]
+        return self._replace(
+            keys=self.keys.at[index].set(key.swapaxes(1, 2).astype(self.keys.dtype), mode="drop"),
+            values=self.values.at[index].set(value.swapaxes(1, 2).astype(self.values.dtype), mode="drop"),
+        )
+
+    def advanced(self, count: Array) -> Past:
+        """After `count` [B] of the positions that were added: what comes next overwrites the others (padding)."""
+        return self._replace(length=self.length + count)
 
 
 def windowed_attention(
@@ -215,8 +264,8 @@ class SelfAttention(nn.Module):
     compute: Compute
 
     @nn.compact
-    def __call__(self, x: Array, lengths: Array) -> Array:
-        """x [B, T, width], lengths [B] -> [B, T, width]."""
+    def __call__(self, x: Array, lengths: Array, past: Past | None) -> tuple[Array, Past | None]:
+        """x [B, T, width], lengths [B] -> ([B, T, width], the past with x in it); see `Stack`."""
         config, heads = self.config, self.config.num_heads
 
         def project(name: str, axes: tuple[str, str], y: Array) -> Array:
@@ -224,7 +273,7 @@ class SelfAttention(nn.Module):
             return layers.Linear(config.width, axes, bias, kernel_init=FAN_IN, name=name, **dtypes(self.compute))(y)
 
         split = (*x.shape[:2], heads, config.width // heads)
-        positions = jnp.arange(x.shape[1])[None, :]
+        positions = jnp.arange(x.shape[1])[None, :] + (0 if past is None else past.length[:, None])
         query = layers.apply_rope(project("q_proj", ("embed", "heads"), x).reshape(split), positions, config.rope_theta)
         key = layers.apply_rope(
             project("k_proj", ("embed", "kv_heads"), x).reshape(split), positions, config.rope_theta
@@ -232,7 +281,12 @@ class SelfAttention(nn.Module):
         value = project("v_proj", ("embed", "kv_heads"), x).reshape(split)
 
         window = (config.window[0], 0 if config.causal else config.window[1])
-        if min(window) >= 0 and x.shape[1] > 3 * max(*window, 16):
+        if past is not None:
+            past = past.extended(key, value, positions)
+            slots = jnp.arange(past.keys.shape[2])[None, :]
+            mask = layers.attention_mask(positions, slots, causal=True, window=config.window)
+            y = layers.cached_attention(query, past.keys, past.values, mask)
+        elif min(window) >= 0 and x.shape[1] > 3 * max(*window, 16):
             y = windowed_attention(query, key, value, lengths, window, self.compute.attention)
         else:
             valid = valid_mask(lengths, x.shape[1]).astype(jnp.int32)
@@ -245,7 +299,7 @@ class SelfAttention(nn.Module):
                 key_segments=valid,
             )
             y = layers.attention(query, key, value, mask, implementation=self.compute.attention)
-        return project("out_proj", ("heads", "embed"), y.reshape(x.shape))
+        return project("out_proj", ("heads", "embed"), y.reshape(x.shape)), past
 
 
 class TransformerLayer(nn.Module):
@@ -255,13 +309,15 @@ class TransformerLayer(nn.Module):
     compute: Compute
 
     @nn.compact
-    def __call__(self, carry: tuple[Array, Array | None], index: Array, lengths: Array) -> tuple[tuple, None]:
-        """carry (x, skip) each [B, T, width], index of the layer, lengths [B]."""
+    def __call__(
+        self, carry: tuple[Array, Array | None], index: Array, past: Past | None, lengths: Array
+    ) -> tuple[tuple[Array, Array | None], Past | None]:
+        """carry (x, skip) each [B, T, width], index of the layer, its past, lengths [B]."""
         (x, skip), config, compute = carry, self.config, self.compute
         x = nn.with_logical_constraint(x, ("batch", "length", "activation_embed"))
-        x = x + SelfAttention(config, compute, name="self_attn")(
-            norm(config.norm, compute, "self_attn_layer_norm")(x), lengths
-        )
+        h = norm(config.norm, compute, "self_attn_layer_norm")(x)
+        h, past = SelfAttention(config, compute, name="self_attn")(h, lengths, past)
+        x = x + h
         h = norm(config.norm, compute, "final_layer_norm")(x)
         linear: Mapping[str, Any] = {"use_bias": True, "kernel_init": FAN_IN, **dtypes(compute)}
         h = gelu(layers.Linear(config.ffn, ("embed", "mlp"), name="fc1", **linear)(h))
@@ -269,7 +325,7 @@ class TransformerLayer(nn.Module):
         if skip is not None and config.skip is not None:
             skip = jnp.where(index == config.skip - 1, x, skip)
         self.sow("intermediates", "output", x)
-        return (x, skip), None
+        return (x, skip), past
 
 
 class Stack(nn.Module):
@@ -279,17 +335,20 @@ class Stack(nn.Module):
     compute: Compute = Compute()
 
     @nn.compact
-    def __call__(self, x: Array, lengths: Array) -> Array:
-        """x [B, T, width], lengths [B] -> [B, T, width] (before any norm)."""
+    def __call__(self, x: Array, lengths: Array, past: Past | None = None) -> tuple[Array, Past | None]:
+        """x [B, T, width], lengths [B] -> ([B, T, width] before any norm, the past with x in it).
+
+        past: for a causal stack, keys and values of the positions before x, stacked over layers (`Past.empty`).
+        """
         scanned = nn.scan(
             layers.remat(TransformerLayer, self.compute.remat),
             variable_axes={"params": 0, "intermediates": 0},
             split_rngs={"params": True},
-            in_axes=(0, nn.broadcast),
+            in_axes=(0, 0, nn.broadcast),
             length=self.config.num_layers,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )(self.config, self.compute, name="layers")
         x = x.astype(self.compute.dtype)
         skip = None if self.config.skip is None else jnp.zeros_like(x)
-        (x, skip), _ = scanned((x, skip), jnp.arange(self.config.num_layers), lengths)
-        return x if skip is None else x + skip
+        (x, skip), past = scanned((x, skip), jnp.arange(self.config.num_layers), past, lengths)
+        return (x if skip is None else x + skip), past

@@ -59,7 +59,8 @@ class Encoder(nn.Module):
             rope_theta=config.rope_theta,
             skip=config.encoder_skip_layer_id,
         )
-        x = norm(config.ln_type, compute, "layer_norm")(Stack(stack, compute, name="transformer")(x, lengths))
+        x, _ = Stack(stack, compute, name="transformer")(x, lengths)
+        x = norm(config.ln_type, compute, "layer_norm")(x)
         self.sow("intermediates", "layer_norm_output", x)
 
         if config.avg_pooler > 1:

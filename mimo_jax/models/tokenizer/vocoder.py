@@ -65,7 +65,8 @@ class Vocoder(nn.Module):
             norm=config.ln_type,
             rope_theta=config.rope_theta,
         )
-        x = norm(config.ln_type, compute, "layer_norm")(Stack(stack, compute, name="transformer")(x, lengths))
+        x, _ = Stack(stack, compute, name="transformer")(x, lengths)
+        x = norm(config.ln_type, compute, "layer_norm")(x)
         self.sow("intermediates", "layer_norm_output", x)
         out = layers.Linear(config.nfft + 2, ("embed", None), True, kernel_init=FAN_IN, name="out", **dtypes(compute))
         x = out(x).astype(jnp.float32)
