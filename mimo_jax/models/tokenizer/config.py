@@ -112,8 +112,9 @@ class TokenizerConfig:
                 f"decoder_kernel_size {self.decoder_kernel_size} is smaller than "
                 f"decoder_stride_size {self.decoder_stride_size}: frames in between would be empty"
             )
-        if self.nfft < self.hop_length or (self.nfft - self.hop_length) % 2:
-            raise ValueError(f"nfft {self.nfft} - hop_length {self.hop_length} must be even and not negative")
+        # Half of the head's nfft + 2 values are phases; a Hann window reaches zero where frames do not overlap.
+        if self.nfft % 2 or self.hop_length % 2 or self.nfft <= self.hop_length:
+            raise ValueError(f"nfft {self.nfft}, hop_length {self.hop_length}: both must be even, and nfft the larger")
 
     @property
     def codebook_sizes(self) -> tuple[int, ...]:
