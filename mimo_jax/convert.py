@@ -4,6 +4,7 @@
     python -m mimo_jax.convert import --weights MiMo-7B-Base --audio_config gin_or_released_config.json --out runs/init
     python -m mimo_jax.convert export --model_dir runs/joint --text_tokenizer prepared/text_tokenizer --out exported
     python -m mimo_jax.convert export --weights exported --out exported_llm --llm_only --max_shard_gb 2
+    python -m mimo_jax.convert export --weights exported --audio_tokenizer codec --stablehlo --out programs.zip
     python -m mimo_jax.convert verify --weights exported --golden tests/golden/lm_tiny
     python -m mimo_jax.convert inspect --model mimo_audio_7b
 
@@ -59,9 +60,29 @@ def _parser() -> argparse.ArgumentParser:
     source.add_argument("--weights", help="folder in the released layout (to cut into other shards, or for --llm_only)")
     command.add_argument("--out", required=True, help="folder to write")
     command.add_argument("--text_tokenizer", help="folder whose text tokenizer files are added")
-    command.add_argument("--dtype", help="of the tensors of a language model, such as bfloat16; default: as they are")
+    command.add_argument(
+        "--dtype",
+        help="of the tensors of a language model (with --stablehlo: of the computation), such as bfloat16; "
+        "default: as they are (float32)",
+    )
     command.add_argument("--max_shard_gb", type=float, default=5.0, help="most gigabytes (1e9 bytes) per file")
     command.add_argument("--llm_only", action="store_true", help="only the LLM, in the layout of Qwen2")
+    command.add_argument(
+        "--stablehlo",
+        action="store_true",
+        help="one file with the programs encode, decode, prefill and decode_step as StableHLO (mimo_jax.interop."
+        "stablehlo says how to call them) instead of weights; of --weights only config.json is read",
+    )
+    command.add_argument("--audio_tokenizer", help="with --stablehlo: folder of the audio tokenizer, for its programs")
+    command.add_argument("--platforms", default="cpu,cuda,tpu", help="with --stablehlo: what the programs run on")
+    for name, kind, what in (
+        ("batch", int, "rows of every program"),
+        ("seconds", float, "longest waveform"),
+        ("codebooks", int, "that are encoded and decoded; default: those of the language model"),
+        ("prompt", int, "positions of a prompt"),
+        ("slots", int, "positions of prompt and answer together"),
+    ):
+        command.add_argument(f"--{name}", type=kind, help=f"with --stablehlo: {what}")
 
     command = commands.add_parser("verify", help="run reference numbers through weights; exit code 1 if any is off")
     command.set_defaults(run=_verify)
@@ -130,6 +151,9 @@ def _around_llm(options: argparse.Namespace) -> dict[str, Any]:
 def _export(options: argparse.Namespace) -> None:
     from mimo_jax.interop import configs, hf
 
+    if options.stablehlo:
+        _export_programs(options)
+        return
     target: dict[str, Any] = {"max_shard_bytes": int(options.max_shard_gb * 1e9)}
     text_tokenizer = options.text_tokenizer
     base = None
@@ -158,6 +182,30 @@ def _export(options: argparse.Namespace) -> None:
         else:
             hf.save_lm(options.out, config, tree, base_config=base, **target)
     print(f"{options.out}: written")
+
+
+def _export_programs(options: argparse.Namespace) -> None:
+    from mimo_jax.interop import configs, stablehlo
+    from mimo_jax.models.transformer import Compute
+
+    if not options.weights or options.llm_only or options.text_tokenizer:
+        raise UserError("--stablehlo goes with --weights and --audio_tokenizer only")
+    models: dict[str, Any] = {}
+    for folder in filter(None, (options.weights, options.audio_tokenizer)):
+        values = configs.read_config(folder)
+        kind = configs.kind_of(values)
+        if kind == "tokenizer":
+            models["tokenizer"] = configs.tokenizer_config(values, folder)
+        elif kind == "lm":
+            models["lm"] = configs.lm_config(values, folder, configs.empty_token_id(values, folder))
+        else:
+            raise UserError(f"{folder}: a plain language model, which has programs of its own elsewhere")
+    sizes = {name: getattr(options, name) for name in ("batch", "seconds", "codebooks", "prompt", "slots")}
+    shapes = stablehlo.Shapes(**{name: size for name, size in sizes.items() if size is not None})
+    dtype = options.dtype or "float32"
+    platforms = options.platforms.split(",")
+    names = stablehlo.save(options.out, **models, shapes=shapes, compute=Compute(dtype, dtype), platforms=platforms)
+    print(f"{options.out}: {', '.join(names)} for {', '.join(platforms)}")
 
 
 def _trained(model_dir: str) -> tuple[str, Any, Any]:

@@ -123,6 +123,20 @@ class Programs:
             carry = jax.lax.fori_loop(steps[0], steps[-1] + 1, partial(step, books=books), carry)
         return carry[1]
 
+    def speak(self, params: Params, hidden: Array, speaks: Array, chosen: sampling.Settings, bits: Array) -> Array:
+        """Patches [B, G, C] of the rows that speak [B] bool, from hidden [B, D] and bits [B, G * C]; else empty."""
+        config, batch = self.config, len(speaks)
+        shape = (batch, config.group_size, config.audio_channels)
+        empty = jnp.broadcast_to(jnp.asarray(config.speech_zeroemb_idx, jnp.int32), shape)
+
+        def patches() -> Array:
+            local_hidden = self.apply(params, hidden, method="local_hidden")
+            return jnp.where(
+                speaks[:, None, None], self.patch(params, local_hidden, chosen, bits.reshape(shape)), empty
+            )
+
+        return jax.lax.cond(speaks.any(), patches, lambda: empty)
+
     def _patch_runs(self) -> list[tuple[list[int], list[int]]]:
         """Steps of a patch in runs that need the same sizes of codebooks, each with the codebooks it needs.
 
@@ -155,8 +169,7 @@ class Programs:
             state.caches,
         )
         hidden = hidden[:, 0]
-        group, channels = config.group_size, config.audio_channels
-        bits = sampling.choice_bits(rows.seed, state.length, 1 + group * channels)
+        bits = sampling.choice_bits(rows.seed, state.length, 1 + config.group_size * config.audio_channels)
 
         scores = self.apply(params, hidden, method="text_logits")
         forbidden = stop_mask & (state.length < rows.min_length)[:, None]
@@ -166,14 +179,7 @@ class Programs:
         token = jnp.where(is_last & ~is_stop & (rows.forced_end >= 0), rows.forced_end, token)
 
         speaks = (token == config.empty_token_id) & ~state.done
-        empty = jnp.broadcast_to(jnp.asarray(config.speech_zeroemb_idx, jnp.int32), (batch, group, channels))
-
-        def speak() -> Array:
-            local_hidden = self.apply(params, hidden, method="local_hidden")
-            codes = self.patch(params, local_hidden, rows.audio, bits[:, 1:].reshape(batch, group, channels))
-            return jnp.where(speaks[:, None, None], codes, empty)
-
-        codes = jax.lax.cond(speaks.any(), speak, lambda: empty)
+        codes = self.speak(params, hidden, speaks, rows.audio, bits[:, 1:])
         slot = jnp.where(state.done, slots, state.length)  # beyond the end: dropped
         return State(
             caches=caches,

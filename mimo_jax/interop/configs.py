@@ -131,6 +131,12 @@ def lm_config(values: Mapping[str, Any], source: Folder, empty_token_id: int) ->
         raise UserError(f"{source}: config.json: {error}") from error
 
 
+def empty_token_id(values: Mapping[str, Any], folder: Folder) -> int:
+    """Id of `<|empty|>`: from `config.json` (our exports have it there) or from the folder's text tokenizer."""
+    known = values.get("empty_token_id")
+    return int(known) if known is not None else read_text_tokenizer(folder).special.empty
+
+
 def llm_shape(values: Mapping[str, Any], source: Folder) -> dict[str, Any]:
     """The fields of MimoAudioConfig that a plain Qwen2-layout `config.json` decides."""
     _check_qwen2(values, source)

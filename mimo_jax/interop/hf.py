@@ -98,11 +98,9 @@ def load_lm(
       UserError: anything missing, unreadable, unknown or misshapen, named.
     """
     values = configs.read_config(folder)
-    if empty_token_id is None:
-        empty_token_id = values.get("empty_token_id")
-    if empty_token_id is None:
-        empty_token_id = configs.read_text_tokenizer(folder).special.empty
-    config = configs.lm_config(values, folder, empty_token_id)
+    config = configs.lm_config(
+        values, folder, configs.empty_token_id(values, folder) if empty_token_id is None else empty_token_id
+    )
     return config, read_tree(WeightFolder(folder), names.lm_rows(config), lm_shapes(config), dtype, shardings)
 
 
