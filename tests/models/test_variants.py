@@ -4,7 +4,7 @@ Random weights in the official layout, loaded as any folder is; all sequences in
 what the reference gives for it alone. Where the published facts do not define a case, our choice is:
 
 * A mel sequence too short for a kernel (kernel_size 4 and 5) has no code frames; the official convolution raises.
-* decoder_kernel_size < decoder_stride_size, a head dimension or an nfft that is not even, and frames that do not overlap
+* decoder_kernel_size < decoder_stride_size, a head dimension or an nfft that is odd, and frames that do not overlap
   are refused by name: lengths, pairs of RoPE, halves of the head or the envelope of the windows would not come out.
 * A waveform shorter than the reflect padding is reflected again and again; torch raises.
 """

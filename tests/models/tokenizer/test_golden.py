@@ -1,6 +1,5 @@
 """Parity of encoder, quantiser, decoder and vocoder with the reference numbers, alone and in padded batches."""
 
-import dataclasses
 import json
 from functools import partial
 
@@ -27,8 +26,8 @@ class Golden:
         error = np.max(np.abs(np.asarray(value, np.float64) - expected))
         assert error <= self.atol[name], f"{name}: error {error:.2e}, tolerance {self.atol[name]:.2e}"
 
-    def run(self, method, *args, config=None, **kwargs):
-        model = MimoAudioTokenizer(config or self.config)
+    def run(self, method, *args, **kwargs):
+        model = MimoAudioTokenizer(self.config)
         return jax.jit(partial(model.apply, method=method, **kwargs))(self.variables, *args)
 
 
@@ -138,31 +137,6 @@ def test_waveform_to_waveform(golden):
     golden.check("e2e.codes", codes[0, : int(frames[0])].T)
     waves, samples = golden.run("decode", codes, frames)
     golden.check("e2e.wav_out", waves[0, : int(samples[0])])
-
-
-@pytest.mark.parametrize(
-    ("method", "change"),
-    [
-        ("encode", {"encoder_skip_layer_id": 2}),
-        ("encode", {"encoder_causal": True}),
-        ("encode", {"encoder_attn_window_size": (16, -1)}),
-        ("encode", {"rope_theta": 10500}),
-        ("decode", {"decoder_causal": False}),
-        ("decode", {"vocoder_attn_window_size": (4, 2)}),
-        ("decode", {"vocoder_attn_window_size": (3, 1)}),
-    ],
-)
-def test_a_wrong_model_is_seen(golden, method, change):
-    """The comparison has power: each of these mistakes leaves the tolerance."""
-    config = dataclasses.replace(golden.config, **change)
-    if method == "encode":
-        mel, lengths = padded([golden.inputs["mel_0"]], 37)
-        value, name = golden.run("encode_features", mel, lengths, config=config)[0], "enc_single_0.features_packed"
-    else:
-        codes, lengths = decode_inputs(golden, [0], 10)
-        value, name = golden.run("decode", codes, lengths, config=config)[0], "dec_single_0.wav"
-    with pytest.raises(AssertionError, match="tolerance"):
-        golden.check(name, value[0])
 
 
 def test_initialised_tree_is_the_released_one(golden):
