@@ -209,14 +209,17 @@ def _export_programs(options: argparse.Namespace) -> None:
 
 
 def _trained(model_dir: str) -> tuple[str, Any, Any]:
-    """(kind, configuration, tree) of a run's newest checkpoint, the configuration from the run's own gin text."""
+    """(kind, configuration, tree) of a run's newest checkpoint, the configuration from the run's own gin text.
+
+    The arrays are read one by one when they are written: neither the model nor the train state is ever whole in memory.
+    """
     import gin
 
     from mimo_jax.objectives.language_model import LanguageModelObjective
     from mimo_jax.train import train
-    from mimo_jax.training.checkpoints import load_params
+    from mimo_jax.training.checkpoints import stored_params
 
-    params, mutable, meta = load_params(model_dir)
+    params, mutable, meta = stored_params(model_dir)
     if not meta.config:
         raise UserError(
             f"{model_dir}: an imported checkpoint; the folder it came from is already in the released layout"

@@ -42,6 +42,8 @@ from mimo_jax.models.tokenizer import MimoAudioTokenizer, TokenizerConfig
 
 Tree = dict[str, Any]
 
+_ALIGNMENT = 64  # bytes
+
 
 # --- shapes ---------------------------------------------------------------------------------------------------------
 
@@ -195,18 +197,28 @@ def _read_array(
     def part(index: tuple[slice, ...] | None) -> np.ndarray:
         index = index or (slice(None),) * len(shape)
         if row.layers is None:
-            tensor = weights.read(row.official, row.official_index(index))
-            return np.ascontiguousarray(row.to_ours(tensor), dtype=wanted)
+            ours = row.to_ours(weights.read(row.official, row.official_index(index)))
+            array = aligned_empty(ours.shape, wanted)
+            array[...] = ours
+            return array
         layers = range(*index[0].indices(shape[0]))
         inner = tuple(len(range(*s.indices(size))) for s, size in zip(index[1:], shape[1:], strict=True))
-        stacked = np.empty((len(layers), *inner), wanted)
+        stacked = aligned_empty((len(layers), *inner), wanted)
         for place, layer in enumerate(layers):
             stacked[place] = row.to_ours(weights.read(row.tensors[layer], row.official_index(index[1:])))
         return stacked
 
     if sharding is None:
-        return jax.device_put(part(None))
+        return jax.device_put(part(None), may_alias=True)
     return jax.make_array_from_callback(shape, sharding, part)
+
+
+def aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """An array that jax on CPU takes over as it is: what is not aligned like this, it copies."""
+    size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+    memory = np.empty(size + _ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % _ALIGNMENT
+    return memory[start : start + size].view(dtype).reshape(shape)
 
 
 # --- writing --------------------------------------------------------------------------------------------------------
@@ -358,7 +370,8 @@ def official_tensors(
 
     Args:
       rows: the table.
-      flat: our arrays (numpy or jax) by path; only one layer of one array is brought to the host at a time.
+      flat: our arrays by path: numpy or jax (one layer of one array is brought to the host at a time), or anything
+        else with shape, dtype and `__array__`, such as what a checkpoint holds (one array at a time is read).
       dtype: of the tensors; None = as the arrays are.
     """
     source = {name: (row, layer) for row in rows for layer, name in enumerate(row.tensors)}
@@ -366,9 +379,19 @@ def official_tensors(
     def stored(row: Row) -> np.dtype:
         return np.dtype(flat[row.path].dtype if dtype is None else jnp.dtype(dtype))
 
+    held: dict[TreePath, np.ndarray] = {}
+
+    def whole(path: TreePath) -> Any:
+        if isinstance(flat[path], np.ndarray | jax.Array):
+            return flat[path]
+        if path not in held:
+            held.clear()
+            held[path] = np.asarray(flat[path])
+        return held[path]
+
     def fetch(name: str) -> np.ndarray:
         row, layer = source[name]
-        array = flat[row.path] if row.layers is None else flat[row.path][layer]
+        array = whole(row.path) if row.layers is None else whole(row.path)[layer]
         return row.to_official(np.asarray(array)).astype(stored(row), copy=False)
 
     return {name: (row.official_shape(flat[row.path].shape), stored(row)) for name, (row, _) in source.items()}, fetch

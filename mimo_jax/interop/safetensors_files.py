@@ -1,12 +1,13 @@
 """Folders of safetensors files, sharded or not: read tensor by tensor, written tensor by tensor.
 
-Writing goes through our own few lines because the library wants all tensors of a file in memory (twice): here a shard
-needs the memory of its largest tensor. Files are byte for byte what the library writes.
+Writing goes through our own few lines because the library wants all tensors of a file in memory (twice): here the
+tensors come in any order and go straight to their places in the files. These are byte for byte what the library writes.
 Format: https://github.com/huggingface/safetensors; index files as `transformers` has them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -53,7 +54,7 @@ class WeightFolder:
         self.folder = Path(folder)
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.dtypes: dict[str, np.dtype] = {}
-        self._files: dict[str, Any] = {}
+        self._files: dict[str, Path] = {}
         self._names: dict[str, str] = {}
         for path in _weight_files(self.folder):
             self._add(path)
@@ -61,18 +62,17 @@ class WeightFolder:
 
     def _add(self, path: Path) -> None:
         try:
-            file = safetensors.safe_open(path, "np")
+            with safetensors.safe_open(path, "np") as file:
+                parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  (the handle is no mapping)
+                found = {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in parts.items()}
         except (safetensors.SafetensorError, OSError) as error:
             raise UserError(f"{path}: not a readable safetensors file ({error}); copy or download it again") from error
-        for name in file.keys():  # noqa: SIM118  (the handle is no mapping)
+        for name, (dtype, shape) in found.items():
             if name in self.shapes:
                 raise UserError(f"{path}: tensor {name} is in another file of this folder too; remove one of them")
-            part = file.get_slice(name)
-            if part.get_dtype() not in _DTYPES:
-                raise UserError(f"{path}: {name} has dtype {part.get_dtype()}; known are {', '.join(_DTYPES)}")
-            self.shapes[name] = tuple(part.get_shape())
-            self.dtypes[name] = np.dtype(_DTYPES[part.get_dtype()])
-            self._files[name] = file
+            if dtype not in _DTYPES:
+                raise UserError(f"{path}: {name} has dtype {dtype}; known are {', '.join(_DTYPES)}")
+            self.shapes[name], self.dtypes[name], self._files[name] = shape, np.dtype(_DTYPES[dtype]), path
 
     def _check_index(self) -> None:
         index = self.folder / INDEX
@@ -87,10 +87,11 @@ class WeightFolder:
     def read(self, name: str, index: tuple[slice, ...] | None = None) -> np.ndarray:
         """A tensor, or the part `index` of it."""
         name = self._names.get(name, name)
-        file = self._files[name]
-        if index is None or all(s == slice(None) for s in index):
-            return file.get_tensor(name)
-        return file.get_slice(name)[index]
+        # Opened for each tensor: an open file stays mapped, and its pages count as ours for as long as it is.
+        with safetensors.safe_open(self._files[name], "np") as file:
+            if index is None or all(s == slice(None) for s in index):
+                return file.get_tensor(name)
+            return file.get_slice(name)[index]
 
 
 def _weight_files(folder: Path) -> list[Path]:
@@ -136,7 +137,7 @@ def write_folder(
     Args:
       folder: exists; weight files that are there and not written now are removed.
       tensors: name -> (shape, dtype).
-      fetch: gives a tensor; called once for each, shard by shard.
+      fetch: gives a tensor; called once for each, in the order of `tensors` (which decides nothing else).
       max_shard_bytes: most bytes of tensors in a file (a single larger tensor gets a file of its own).
 
     Returns:
@@ -152,10 +153,20 @@ def write_folder(
     for old in [*folder.glob("model*.safetensors"), folder / INDEX]:
         if old.name not in files and old.is_file():
             old.unlink()
-    for file, names in zip(files, shards, strict=True):
-        part = {name: tensors[name] for name in names}
-        with replacing(folder / file) as partial, partial.open("wb") as stream:
-            _write_file(stream, part, fetch)
+    with contextlib.ExitStack() as stack:
+        places: dict[str, tuple[BinaryIO, int]] = {}
+        for file, names in zip(files, shards, strict=True):
+            partial = stack.enter_context(replacing(folder / file))
+            stream: BinaryIO = stack.enter_context(partial.open("wb"))
+            offsets = _write_header(stream, {name: tensors[name] for name in names})
+            places |= {name: (stream, offset) for name, offset in offsets.items()}
+        for name, (shape, dtype) in tensors.items():
+            array = np.ascontiguousarray(fetch(name))
+            if array.shape != shape or array.dtype != dtype:
+                raise ValueError(f"{name}: {array.dtype} {array.shape} was announced as {dtype} {shape}")
+            stream, offset = places[name]
+            stream.seek(offset)
+            stream.write(array.reshape(-1).view(np.uint8).data)
     if len(shards) > 1:
         total = sum(_size(*tensors[name]) for name in tensors)
         where = {name: file for file, names in zip(files, shards, strict=True) for name in names}
@@ -187,11 +198,8 @@ def natural_order(name: str) -> list[tuple[bool, int, str]]:
     return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in re.split(r"(\d+)", name)]
 
 
-def _write_file(
-    stream: BinaryIO,
-    tensors: Mapping[str, tuple[tuple[int, ...], np.dtype]],
-    fetch: Callable[[str], np.ndarray],
-) -> None:
+def _write_header(stream: BinaryIO, tensors: Mapping[str, tuple[tuple[int, ...], np.dtype]]) -> dict[str, int]:
+    """Writes the header of a file that is to hold `tensors`; returns where in the file each has its place."""
     # The library's order: wide types first (alignment), then names.
     names = sorted(tensors, key=lambda name: (-_WIDTH_ORDER.index(_NAMES[tensors[name][1]]), name))
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
@@ -204,12 +212,8 @@ def _write_file(
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     stream.write(len(text).to_bytes(8, "little") + text)
-    for name in names:
-        shape, dtype = tensors[name]
-        array = np.ascontiguousarray(fetch(name))
-        if array.shape != shape or array.dtype != dtype:
-            raise ValueError(f"{name}: {array.dtype} {array.shape} was announced as {dtype} {shape}")
-        stream.write(array.reshape(-1).view(np.uint8).data)
+    stream.truncate(stream.tell() + offset)
+    return {name: 8 + len(text) + header[name]["data_offsets"][0] for name in names}
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mimo_jax.inference.streaming import OverlapDecoder
 from mimo_jax.interop import hf
+from mimo_jax.interop import verify_batches as batches
 from mimo_jax.interop.configs import Folder
 from mimo_jax.interop.golden import Golden
 from mimo_jax.models.tokenizer import MimoAudioTokenizer, TokenizerConfig
@@ -27,21 +27,27 @@ def compute(weights: Folder, golden: Golden) -> Arrays:
     prefixes = {name.split(".")[0] for name in golden.outputs}
     result: Arrays = {}
 
-    # Reference prefix -> the input it was made of.
-    encoded = {p: re.sub(r"^enc_(edge_)?single_", r"\1mel_", p) for p in prefixes if re.match(r"enc_\w*single_\d+$", p)}
+    # Inputs by the prefix of what becomes of each alone; the reference's batches are compared with these too.
+    mels = {
+        re.sub(r"(edge_)?mel_(\d+)", r"enc_\1single_\2", name): mel
+        for name, mel in golden.inputs.items()
+        if re.fullmatch(r"(edge_)?mel_\d+", name)
+    }
     if "e2e" in prefixes:
-        encoded["e2e"] = "e2e_mel"
-    encoded = {p: name for p, name in sorted(encoded.items()) if name in golden.inputs}
-    if encoded:
-        result |= _encode(model, variables, config, {p: golden.inputs[name] for p, name in encoded.items()})
+        mels["e2e"] = golden.inputs["e2e_mel"]
+    if mels:
+        result |= _encode(model, variables, config, mels)
     if "enc_partial.codes" in golden.outputs:
         count = golden.run.get("partial_n_q", golden.outputs["enc_partial.codes"].shape[0])
         mel, lengths = _padded([golden.inputs["mel_0"]])
         codes, frames = jax.jit(lambda v, m, n: model.apply(v, m, n, count, method="encode"))(variables, mel, lengths)
         result["enc_partial.codes"] = np.asarray(codes[0, : int(frames[0])]).T
 
-    singles = sorted(p for p in prefixes if re.match(r"dec_single_\d+$", p))
-    codes_of = {p: golden.inputs[p.replace("dec_single", "dec_codes")].T for p in singles}
+    codes_of = {
+        name.replace("dec_codes", "dec_single"): codes.T
+        for name, codes in golden.inputs.items()
+        if re.fullmatch(r"dec_codes_\d+", name)
+    }
     if codes_of:
         result |= _decode(model, variables, config, codes_of)
     if "dec_partial" in prefixes:
@@ -57,67 +63,10 @@ def compute(weights: Folder, golden: Golden) -> Arrays:
             result[f"dec_batch_equal.{array}"] = np.concatenate([parts[f"equal_{i}.{array}"] for i in range(len(pair))])
     if "e2e.wav_out" in golden.outputs and "e2e.codes" in result:
         result["e2e.wav_out"] = _decode(model, variables, config, {"e2e": result["e2e.codes"].T})["e2e.wav"]
-    for stream in _streams(golden):
-        result |= _streamed(config, variables, golden, stream)
-    return result
-
-
-def _streams(golden: Golden) -> list[Mapping[str, Any]]:
-    """The chunk schedules of run.json that the folder has results of."""
-    prefixes = {name.split(".")[0] for name in golden.outputs}
-    return [stream for stream in golden.run.get("streams", []) if stream["name"] in prefixes]
-
-
-def _windows(stream: Mapping[str, Any]) -> np.ndarray:
-    """Frames [sequences, chunks] that are decoded at each chunk: those kept before, and the chunk's."""
-    lengths = np.asarray(stream["chunk_lengths"])
-    windows, kept = np.zeros_like(lengths), np.zeros(len(lengths), lengths.dtype)
-    for chunk in range(lengths.shape[1]):
-        windows[:, chunk] = kept + lengths[:, chunk]
-        kept = np.minimum(windows[:, chunk], stream["left_overlap"])
-    return windows
-
-
-def not_compared(golden: Golden) -> dict[str, str]:
-    """Arrays of the streams that are no truth to reproduce, and why."""
-    reason = "a longer neighbour leaks into it in the reference's padded batch"
-    return {
-        f"{stream['name']}.chunk{chunk}.seq{sequence}.wav": reason
-        for stream in _streams(golden)
-        for sequence, windows in enumerate(_windows(stream))
-        for chunk, frames in enumerate(windows)
-        if frames < _windows(stream)[:, chunk].max()
-    }
-
-
-def _streamed(config: TokenizerConfig, variables: Any, golden: Golden, stream: Mapping[str, Any]) -> Arrays:
-    """The streams of one schedule, each alone."""
-    result: Arrays = {}
-    books = [
-        np.asarray(variables["codebooks"]["quantizer"][f"layers_{i}"]["embed"]) for i in range(config.num_quantizers)
-    ]
-    overlap = {name: stream[name] for name in ("left_overlap", "right_overlap")}
-    kept_frames, processed = [], []
-    for sequence, (name, sizes) in enumerate(zip(stream["sequences"], stream["chunk_lengths"], strict=True)):
-        codes = golden.inputs[name].T.astype(np.int32)
-        decoder = OverlapDecoder(config, variables, **overlap)
-        ends = np.cumsum(sizes)
-        for chunk, (size, end) in enumerate(zip(sizes, ends, strict=True)):
-            window = np.concatenate([decoder.kept.reshape(-1, codes.shape[1]), codes[end - size : end]])
-            last = end == ends[-1]
-            wave = decoder(codes[end - size : end], last=last)
-            # The reference keeps the whole last window, as given back.
-            kept = window if last else decoder.kept
-            kept_frames.append(len(kept))
-            processed.append(len(kept) if last else decoder.processed)
-            prefix = f"{stream['name']}.chunk{chunk}.seq{sequence}"
-            result[f"{prefix}.wav"] = wave[None]
-            result[f"{prefix}.is_none"] = np.asarray(not wave.size)
-            result[f"{prefix}.cache_hidden"] = sum(book[code] for book, code in zip(books, kept.T, strict=False))
-    for chunk, row in enumerate(np.reshape(kept_frames, (len(stream["sequences"]), -1)).T):
-        result[f"{stream['name']}.chunk{chunk}.cache_lengths"] = row
-    for chunk, row in enumerate(np.reshape(processed, (len(stream["sequences"]), -1)).T):
-        result[f"{stream['name']}.chunk{chunk}.processed_lengths"] = row
+    result |= batches.encoded(golden, config, result)
+    result |= batches.decoded(golden, config, result)
+    for stream in batches.streams(golden):
+        result |= batches.streamed(config, variables, golden, stream)
     return result
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from mimo_jax.cli import UserError
@@ -20,6 +21,8 @@ from mimo_jax.cli import UserError
 logger = logging.getLogger(__name__)
 
 FOLDER = "checkpoints"
+# Large arrays are stored in parts, so that reading or writing one needs little memory beside the array itself.
+CHUNK_BYTES = 256 * 2**20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +61,10 @@ class Checkpoints:
         self._manager.save(
             meta.step,
             args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(dataclasses.asdict(meta))
+                state=ocp.args.StandardSave(
+                    state, save_args=jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES), state)
+                ),
+                meta=ocp.args.JsonSave(dataclasses.asdict(meta)),
             ),
         )
 
@@ -113,6 +119,45 @@ def load_meta(model_dir: str | Path) -> Meta | None:
     return Meta(**json.loads((Path(model_dir).absolute() / FOLDER / str(step) / "meta" / "metadata").read_text()))
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class StoredArray:
+    """An array of a checkpoint that is read when it is asked for (`np.asarray`), each time anew."""
+
+    folder: Path
+    keys: tuple[str, ...]
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """The whole array on the host."""
+        del copy  # never a view of anything
+        leaf: Any = jax.ShapeDtypeStruct(self.shape, self.dtype)
+        wanted: Any = ocp.RestoreArgs(restore_type=np.ndarray)
+        for key in reversed(self.keys):
+            leaf, wanted = {key: leaf}, {key: wanted}
+        value = _restored(self.folder, leaf, wanted)
+        for key in self.keys:
+            value = value[key]
+        return np.asarray(value, dtype)
+
+
+def stored_params(model_dir: str | Path) -> tuple[Any, Any, Meta]:
+    """(params, mutable, meta) of a run's newest checkpoint, with a `StoredArray` for each array: nothing is read yet.
+
+    Raises:
+      UserError: no checkpoint there.
+    """
+    path, stored, meta = _newest(model_dir)
+
+    def lazily(keys: tuple[str, ...], tree: Any) -> Any:
+        if isinstance(tree, dict):
+            return {key: lazily((*keys, key), value) for key, value in tree.items()}
+        return StoredArray(path, keys, tuple(tree.shape), np.dtype(tree.dtype))
+
+    trees = {name: lazily((name,), tree) for name, tree in stored.items()}
+    return trees["params"], trees.get("mutable") or {}, meta
+
+
 def load_params(model_dir: str | Path) -> tuple[Any, Any, Meta]:
     """(params, mutable, meta) of a run's newest checkpoint as host arrays, whatever mesh wrote it.
 
@@ -121,24 +166,26 @@ def load_params(model_dir: str | Path) -> tuple[Any, Any, Meta]:
     Raises:
       UserError: no checkpoint there.
     """
+    path, stored, meta = _newest(model_dir)
+    host = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    restored = _restored(path, stored, jax.tree.map(lambda _: ocp.ArrayRestoreArgs(sharding=host), stored))
+    return restored["params"], restored.get("mutable") or {}, meta
+
+
+def _newest(model_dir: str | Path) -> tuple[Path, dict[str, Any], Meta]:
+    """(folder of the state, its trees params and mutable as metadata, meta) of the newest checkpoint."""
     step = latest_step(model_dir)
     if step is None:
         raise UserError(f"{model_dir}: no checkpoint in it; train this stage first, or correct the path")
     path = Path(model_dir).absolute() / FOLDER / str(step)
     with ocp.PyTreeCheckpointer() as reader:
         stored = reader.metadata(path / "state").item_metadata.tree
-        wanted = {name: stored[name] for name in ("params", "mutable") if stored.get(name)}
-        host = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        restored = reader.restore(
-            path / "state",
-            args=ocp.args.PyTreeRestore(
-                item=wanted,
-                restore_args=jax.tree.map(lambda _: ocp.ArrayRestoreArgs(sharding=host), wanted),
-                partial_restore=True,
-            ),
+    wanted = {name: stored[name] for name in ("params", "mutable") if stored.get(name)}
+    return path / "state", wanted, Meta(**json.loads((path / "meta" / "metadata").read_text()))
+
+
+def _restored(folder: Path, item: Any, restore_args: Any) -> Any:
+    with ocp.PyTreeCheckpointer() as reader:
+        return reader.restore(
+            folder, args=ocp.args.PyTreeRestore(item=item, restore_args=restore_args, partial_restore=True)
         )
-    return (
-        restored["params"],
-        restored.get("mutable") or {},
-        Meta(**json.loads((path / "meta" / "metadata").read_text())),
-    )

@@ -1,4 +1,4 @@
-"""The models as StableHLO in one file: written for three platforms, reloaded, run, equal to the engine and the codec."""
+"""The models as StableHLO: written for three platforms, reloaded, run, equal to the engine and the codec."""
 
 import json
 import subprocess
