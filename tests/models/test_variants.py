@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from mimo_jax.inference.engine import Engine, Request
-from mimo_jax.interop import hf
+from mimo_jax.interop import configs, hf
 from mimo_jax.models import transformer
 from mimo_jax.models.mimo_audio import MimoAudio
 from mimo_jax.models.tokenizer import MimoAudioTokenizer, blocks, frontend
@@ -391,6 +391,13 @@ def test_language_model(tmp_path, variant):
     patches = [reference.patch(x) for x in local]
     assert min(patch.margin.min() for patch in patches) > 1e-5  # else a tie decides
     np.testing.assert_array_equal(greedy(config, params, local.astype(np.float32)), [p.tokens for p in patches])
+
+
+@pytest.mark.parametrize("value", ["9-9-9", [9, 9, 9], 9, "9"])
+def test_spellings_of_a_list(value):
+    values = weights.LM | {"speech_vocab_size": value, "speech_zeroemb_idx": "8-8-8", "delay_pattern": [0, 2, 1]}
+    config = configs.lm_config(values, "a folder", weights.EMPTY_ID)
+    assert config.speech_vocab_size == (9, 9, 9) and config.delay_pattern == (0, 2, 1)
 
 
 def test_language_model_in_bfloat16(tmp_path):
