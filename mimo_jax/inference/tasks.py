@@ -148,13 +148,18 @@ class MimoAudio:
         audios: Sequence[Audio],
         *,
         instruction: str | None = None,
+        language: prompts.Language | None = "en",
         seeds: Sequence[int] | None = None,
         **options: Any,
     ) -> list[Answer]:
-        """Transcripts. `instruction`: wording of the request (default: one of the known ones, by the seed)."""
+        """Transcripts.
+
+        `instruction`: wording of the request; by default one of the known ones, by the seed, in `language` (None = any
+        of them: only for a model that was trained on requests in all).
+        """
         seeds = _seeds(seeds, len(audios))
         made = [
-            prompts.asr(codes, instruction or prompts.choose_instruction(prompts.ASR_INSTRUCTIONS, seed))
+            prompts.asr(codes, instruction or prompts.choose_instruction(prompts.ASR_INSTRUCTIONS, seed, language))
             for codes, seed in zip(self.encode(audios), seeds, strict=True)
         ]
         return self._answers("asr", made, seeds=seeds, **options)
