@@ -70,10 +70,13 @@ class MimoAudioConfig:
                 f"num_key_value_heads = {self.num_key_value_heads}"
             )
         for width in ("local_dim", "input_local_dim"):
-            if getattr(self, width) % self.local_attn_heads:
+            if getattr(self, width) % (2 * self.local_attn_heads):
                 raise ValueError(
-                    f"{width} = {getattr(self, width)} does not divide by local_attn_heads = {self.local_attn_heads}"
+                    f"{width} = {getattr(self, width)} over local_attn_heads = {self.local_attn_heads}: "
+                    "the head dimension must be a whole, even number"
                 )
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim = {self.head_dim} must be even")
         if not 0 <= self.empty_token_id < self.vocab_size:
             raise ValueError(f"empty_token_id = {self.empty_token_id} is outside the vocabulary of {self.vocab_size}")
 
