@@ -1,8 +1,8 @@
 """A sequence gives the same alone and in any company: any batch, padding, packing or buffer of patches.
 
 Codes are equal. Floats agree to TOLERANCE of the array's maximum: a matrix product of another shape adds up its terms
-in another order, and so do attention in blocks and softmax over more (invisible) keys. Measured: up to 1.8e-6
-(code logits; features 4e-7, waves 1.3e-6, hidden 5e-7).
+in another order, and so do attention in blocks and softmax over more (invisible) keys. Measured: up to 2.1e-6
+(code logits; hidden and waves 1e-6, features 5e-7).
 """
 
 import functools
@@ -29,7 +29,7 @@ def assert_same(found, alone):
 
 # --- audio tokenizer ------------------------------------------------------------------------------------------------
 
-MEL_SIZES, CODE_SIZES = (1, 2, 5, 16, 37, 48), (1, 2, 7, 12)
+MEL_SIZES, CODE_SIZES = (1, 2, 17, 48), (1, 7, 12)
 MEL_PADDED, CODE_PADDED = (48, 64), (12, 17)  # with these windows: below and above the change to blocks
 
 
@@ -103,7 +103,7 @@ def test_decode(codec, chosen, size, garbage):
 
 # --- language model ---------------------------------------------------------------------------------------------------
 
-SIZES, ROWS, LENGTH, SLOTS = (1, 3, 6, 9, 12), 2, 20, 24
+SIZES, ROWS, LENGTH, SLOTS = (1, 4, 7, 12), 2, 18, 24
 
 
 def run_packed(module, text, audio, positions, segments, codes, patch_index, drivers):
@@ -180,7 +180,7 @@ def test_packing(lm, order, gaps, seed):
                 drivers[slot] = row * LENGTH + start + t - 1
                 patches.append((i, t, slot))
     found, logits = lm.run(text, audio, positions, segments, codes, patch_index, drivers)
-    assert len(places) >= 3
+    assert len(places) > 1
     for i, row, start in places:
         where = slice(start, start + SIZES[i])
         for array, alone in zip(found, lm.alone[i][0], strict=True):
@@ -199,6 +199,6 @@ def test_rows_of_a_batch(lm):
     text[1, : SIZES[2]], audio[1, : SIZES[2]] = lm.sequences[2]
     rest = audio.reshape(-1, *audio.shape[2:])[:SLOTS], np.full(text.shape, SLOTS), np.zeros(SLOTS, int)
     found, _ = lm.run(text, audio, jnp.arange(LENGTH)[None], None, *rest)
-    for row, i in enumerate((len(SIZES) - 1, 2)):
+    for row, i in enumerate((-1, 2)):
         for k in (0, 2, 3, 4):
             assert_same(found[k][row, : SIZES[i]], lm.alone[i][0][k][0])
