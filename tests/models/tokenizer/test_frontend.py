@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import librosa
 import numpy as np
 import pytest
 
@@ -40,6 +41,17 @@ def test_log_mel_of_a_padded_batch(mel, extra):
     for row, length, name in zip(out, lengths, NAMES, strict=True):
         compare(row[: int(length)], mel[1][f"logmel_{name}"])
         assert not np.any(row[int(length) :])
+
+
+@pytest.mark.parametrize("name", ["chirp_noise", "tones_silence", "decay_noise"])
+def test_log_mel_is_librosa_s(mel, name):
+    wave = mel[0][f"wav24k_{name}"]
+    bands = {"n_mels": 128, "htk": True, "norm": None, "power": 1.0}
+    expected = librosa.feature.melspectrogram(
+        y=wave, sr=24000, n_fft=960, hop_length=240, center=True, pad_mode="reflect", **bands
+    ).T
+    out, _ = frontend.log_mel(wave[None], jnp.array([len(wave)]), CONFIG)
+    np.testing.assert_allclose(np.exp(out[0]), np.maximum(expected, 1e-7), rtol=0, atol=1e-6 * expected.max())
 
 
 @pytest.mark.parametrize("rate", [22050, 16000, 44100])
