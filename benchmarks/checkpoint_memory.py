@@ -6,13 +6,15 @@ Makes a random MiMo-Audio checkpoint in bfloat16 (the published shape with fewer
 runs `mimo_jax.convert import` and `export` on it as processes of their own, and samples their memory. Needs three times
 the checkpoint on disk, and memory for it once. Prints a table and, as the last line, one JSON object.
 
-`beyond target` is the peak of anonymous memory less the interpreter with its libraries and less the arrays that the
-command is to hold (all of them for import to one CPU device, none for export); `ratio` is that over one shard file.
+`beyond target` is the peak of anonymous memory less that of the same command on a tiny model (the interpreter and its
+libraries) and less the arrays that the command is to hold (all of them for import to one CPU device, none for export);
+`ratio` is that over one shard file.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -57,49 +59,81 @@ def main() -> None:
 
 def measure(folder: Path, billions: float, shard_bytes: int) -> dict:
     """Writes, imports, exports, compares."""
+    tiny = MimoAudioConfig(
+        vocab_size=64, hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, local_dim=64, input_local_dim=64, local_ffn_dim=64, local_layers=1,
+        input_local_layers=1, local_attn_heads=2, empty_token_id=0,
+    )  # fmt: skip
+    base = travel(folder / "tiny", tiny, shard_bytes)
     config = shape(billions)
-    weights = folder / "released"
-    write_random(weights, config, shard_bytes)
-    size = sum(path.stat().st_size for path in weights.glob("*.safetensors"))
-    shard = max(path.stat().st_size for path in weights.glob("*.safetensors"))
-    base, _ = peak([sys.executable, "-c", "import mimo_jax.train, mimo_jax.interop.hf, jax; jax.devices()"])
-
-    convert = [sys.executable, "-m", "mimo_jax.convert"]
-    imported, import_seconds = peak([*convert, "import", f"--weights={weights}", f"--out={folder / 'run'}"])
-    give_configuration(folder / "run", config)
-    shutil.move(weights / "config.json", folder / "config.json")
-    hashes = tensor_hashes(weights)
-    shutil.rmtree(weights)
-    command = [*convert, "export", f"--model_dir={folder / 'run'}", f"--out={folder / 'again'}"]
-    exported, export_seconds = peak([*command, f"--max_shard_gb={shard_bytes / 1e9}"])
-    equal = tensor_hashes(folder / "again") == hashes
-
-    beyond_import, beyond_export = imported - base - size, exported - base
+    found = travel(folder / "large", config, shard_bytes)
+    size, shard = found.checkpoint_bytes, found.shard_bytes
+    beyond_import = found.import_peak - base.import_peak - size
+    beyond_export = found.export_peak - base.export_peak
     gb = lambda n: f"{n / 1e9:.2f} GB"  # noqa: E731
     return {
         "rows": [
             ("", "peak", "target arrays", "beyond target", "ratio", "seconds"),
             (
                 "import",
-                gb(imported),
+                gb(found.import_peak),
                 gb(size),
                 gb(beyond_import),
                 f"{beyond_import / shard:.2f}",
-                f"{import_seconds:.0f}",
+                f"{found.import_seconds:.0f}",
             ),
-            ("export", gb(exported), gb(0), gb(beyond_export), f"{beyond_export / shard:.2f}", f"{export_seconds:.0f}"),
+            (
+                "export",
+                gb(found.export_peak),
+                gb(0),
+                gb(beyond_export),
+                f"{beyond_export / shard:.2f}",
+                f"{found.export_seconds:.0f}",
+            ),
         ],
         "parameters": size // 2,
         "checkpoint_bytes": size,
         "shard_bytes": shard,
-        "interpreter_bytes": base,
+        "tiny_import_peak_bytes": base.import_peak,
+        "tiny_export_peak_bytes": base.export_peak,
         "largest_stacked_bytes": largest_stacked(config),
-        "import_peak_bytes": imported,
-        "export_peak_bytes": exported,
+        "import_peak_bytes": found.import_peak,
+        "export_peak_bytes": found.export_peak,
         "import_ratio": round(beyond_import / shard, 3),
         "export_ratio": round(beyond_export / shard, 3),
-        "bytes_equal": equal,
+        "bytes_equal": found.equal and base.equal,
     }
+
+
+@dataclasses.dataclass(frozen=True)
+class Journey:
+    """What it took to bring a checkpoint in and out."""
+
+    checkpoint_bytes: int
+    shard_bytes: int
+    import_peak: int
+    import_seconds: float
+    export_peak: int
+    export_seconds: float
+    equal: bool
+
+
+def travel(folder: Path, config: MimoAudioConfig, shard_bytes: int) -> Journey:
+    """Random released folder -> training checkpoint -> released folder."""
+    weights, run, again = folder / "released", folder / "run", folder / "again"
+    write_random(weights, config, shard_bytes)
+    sizes = [path.stat().st_size for path in weights.glob("*.safetensors")]
+    convert = [sys.executable, "-m", "mimo_jax.convert"]
+    # The id of <|empty|> stands in config.json.
+    import_peak, import_seconds = peak([*convert, "import", f"--weights={weights}", f"--out={run}"])
+    give_configuration(run, config)
+    hashes = tensor_hashes(weights)
+    shutil.rmtree(weights)
+    command = [*convert, "export", f"--model_dir={run}", f"--out={again}", f"--max_shard_gb={shard_bytes / 1e9}"]
+    export_peak, export_seconds = peak(command)
+    equal = tensor_hashes(again) == hashes
+    shutil.rmtree(folder)
+    return Journey(sum(sizes), max(sizes), import_peak, import_seconds, export_peak, export_seconds, equal)
 
 
 def shape(billions: float) -> MimoAudioConfig:
@@ -121,7 +155,7 @@ def largest_stacked(config: MimoAudioConfig) -> int:
 
 def write_random(folder: Path, config: MimoAudioConfig, shard_bytes: int) -> None:
     """A released-layout folder of random values between 2^-8 and 2^-6, of either sign."""
-    folder.mkdir()
+    folder.mkdir(parents=True)
     flat = {path: leaf.shape for path, leaf in traverse_util.flatten_dict(hf.lm_shapes(config)).items()}
     dtype = np.dtype(ml_dtypes.bfloat16)
     tensors = {

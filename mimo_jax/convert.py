@@ -99,6 +99,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _import(options: argparse.Namespace) -> None:
+    import jax
+
     from mimo_jax.interop import configs, hf
     from mimo_jax.training.checkpoints import Checkpoints, Meta
 
@@ -114,7 +116,8 @@ def _import(options: argparse.Namespace) -> None:
         raise UserError(f"{options.weights}: a plain language model; name the rest of the model with --audio_config")
     else:
         state = {"params": _around_llm(options)}
-    checkpoints = Checkpoints(options.out, asynchronous=False)
+    largest = max(leaf.nbytes for leaf in jax.tree.leaves(state))
+    checkpoints = Checkpoints(options.out, asynchronous=False, concurrent_gb=1 + largest // 10**9)
     checkpoints.save(state, Meta(step=0))
     checkpoints.close()
     print(f"{options.out}: {kind} of {options.weights}; start a run from it with --gin.INIT_FROM={options.out}")

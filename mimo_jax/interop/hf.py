@@ -196,17 +196,13 @@ def _read_array(
 
     def part(index: tuple[slice, ...] | None) -> np.ndarray:
         index = index or (slice(None),) * len(shape)
+        array = aligned_empty(tuple(len(range(*s.indices(size))) for s, size in zip(index, shape, strict=True)), wanted)
         if row.layers is None:
-            ours = row.to_ours(weights.read(row.official, row.official_index(index)))
-            array = aligned_empty(ours.shape, wanted)
-            array[...] = ours
-            return array
-        layers = range(*index[0].indices(shape[0]))
-        inner = tuple(len(range(*s.indices(size))) for s, size in zip(index[1:], shape[1:], strict=True))
-        stacked = aligned_empty((len(layers), *inner), wanted)
-        for place, layer in enumerate(layers):
-            stacked[place] = row.to_ours(weights.read(row.tensors[layer], row.official_index(index[1:])))
-        return stacked
+            weights.read_into(row.to_official(array), row.official, row.official_index(index))
+        else:
+            for place, layer in enumerate(range(*index[0].indices(shape[0]))):
+                weights.read_into(row.to_official(array[place]), row.tensors[layer], row.official_index(index[1:]))
+        return array
 
     if sharding is None:
         return jax.device_put(part(None), may_alias=True)

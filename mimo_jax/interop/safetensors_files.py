@@ -11,7 +11,7 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -25,6 +25,7 @@ from mimo_jax.files import replacing
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 DEFAULT_SHARD_BYTES = 5_000_000_000
+_BLOCK_BYTES = 64 * 2**20
 
 _DTYPES = {
     "F64": np.float64,
@@ -84,14 +85,31 @@ class WeightFolder:
         self._names[name] = existing
         self.shapes[name], self.dtypes[name] = self.shapes[existing], self.dtypes[existing]
 
-    def read(self, name: str, index: tuple[slice, ...] | None = None) -> np.ndarray:
-        """A tensor, or the part `index` of it."""
+    def read(self, name: str) -> np.ndarray:
+        """A tensor."""
+        out = np.empty(self.shapes[name], self.dtypes[name])
+        self.read_into(out, name, (slice(None),) * out.ndim)
+        return out
+
+    def read_into(self, out: np.ndarray, name: str, index: tuple[slice, ...]) -> None:
+        """Reads the part `index` of a tensor into `out`, which may have any strides and another dtype."""
         name = self._names.get(name, name)
         # Opened for each tensor: an open file stays mapped, and its pages count as ours for as long as it is.
         with safetensors.safe_open(self._files[name], "np") as file:
-            if index is None or all(s == slice(None) for s in index):
-                return file.get_tensor(name)
-            return file.get_slice(name)[index]
+            if not out.ndim:
+                out[...] = file.get_tensor(name)
+                return
+            part = file.get_slice(name)
+            first = index[0].indices(self.shapes[name][0])[0]
+            for block in _blocks(out):
+                out[block] = part[(slice(first + block.start, first + block.stop), *index[1:])]
+
+
+def _blocks(array: np.ndarray) -> Iterator[slice]:
+    """The first axis of an array in pieces of at most _BLOCK_BYTES."""
+    step = max(1, _BLOCK_BYTES * len(array) // max(array.nbytes, 1))
+    for start in range(0, len(array), step):
+        yield slice(start, min(start + step, len(array)))
 
 
 def _weight_files(folder: Path) -> list[Path]:
@@ -161,12 +179,13 @@ def write_folder(
             offsets = _write_header(stream, {name: tensors[name] for name in names})
             places |= {name: (stream, offset) for name, offset in offsets.items()}
         for name, (shape, dtype) in tensors.items():
-            array = np.ascontiguousarray(fetch(name))
+            array = fetch(name)
             if array.shape != shape or array.dtype != dtype:
                 raise ValueError(f"{name}: {array.dtype} {array.shape} was announced as {dtype} {shape}")
             stream, offset = places[name]
             stream.seek(offset)
-            stream.write(array.reshape(-1).view(np.uint8).data)
+            for block in _blocks(np.atleast_1d(array)):  # a transposed array is never whole in memory a second time
+                stream.write(np.ascontiguousarray(np.atleast_1d(array)[block]).reshape(-1).view(np.uint8).data)
     if len(shards) > 1:
         total = sum(_size(*tensors[name]) for name in tensors)
         where = {name: file for file, names in zip(files, shards, strict=True) for name in names}

@@ -46,14 +46,18 @@ class Meta:
 class Checkpoints:
     """Saves and restores one run's checkpoints."""
 
-    def __init__(self, model_dir: str | Path, keep: int = 2, asynchronous: bool = True):
+    def __init__(
+        self, model_dir: str | Path, keep: int = 2, asynchronous: bool = True, concurrent_gb: int | None = None
+    ):
+        """concurrent_gb: most gigabytes of arrays in the writer's hands at a time; at least the largest array."""
+        limit = {} if concurrent_gb is None else {"save_concurrent_gb": concurrent_gb}
         self._folder = Path(model_dir).absolute() / FOLDER
         self._manager = ocp.CheckpointManager(
             self._folder,
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=keep, enable_async_checkpointing=asynchronous, cleanup_tmp_directories=True
             ),
-            item_names=("state", "meta"),
+            item_handlers={"state": ocp.StandardCheckpointHandler(**limit), "meta": ocp.JsonCheckpointHandler()},
         )
 
     def save(self, state: Any, meta: Meta) -> None:
