@@ -1,7 +1,7 @@
 """Weights in and out: the released MiMo-Audio layout, plain Qwen2 language models, our training checkpoints.
 
     python -m mimo_jax.convert import --weights MiMo-Audio-7B-Base --out runs/base
-    python -m mimo_jax.convert import --weights MiMo-7B-Base --audio_config gin_or_released_config.json --out runs/init
+    python -m mimo_jax.convert import --weights MiMo-7B-Base --audio_config MiMo-Audio-7B-Base --out runs/init
     python -m mimo_jax.convert export --model_dir runs/joint --text_tokenizer prepared/text_tokenizer --out exported
     python -m mimo_jax.convert export --weights exported --out exported_llm --llm_only --max_shard_gb 2
     python -m mimo_jax.convert export --weights exported --audio_tokenizer codec --stablehlo --out programs.zip
@@ -16,12 +16,17 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from mimo_jax.cli import UserError
 
+if TYPE_CHECKING:
+    from mimo_jax.models.mimo_audio import MimoAudioConfig
+
 PUBLISHED = ("mimo_audio_7b", "tokenizer_1b")
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -44,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(run=_import)
     command.add_argument("--weights", required=True, help="folder with safetensors files and config.json")
     command.add_argument("--out", required=True, help="MODEL_DIR to make; give it to a run as INIT_FROM")
-    command.add_argument("--dtype", help="of the parameters, such as float32; default: as stored")
+    command.add_argument("--dtype", choices=DTYPES, help="of the parameters; default: as stored")
     command.add_argument("--empty_token_id", type=int, help="id of <|empty|>, where the folder has no text tokenizer")
     command.add_argument(
         "--audio_config",
@@ -62,8 +67,8 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--text_tokenizer", help="folder whose text tokenizer files are added")
     command.add_argument(
         "--dtype",
-        help="of the tensors of a language model (with --stablehlo: of the computation), such as bfloat16; "
-        "default: as they are (float32)",
+        choices=DTYPES,
+        help="of a language model's tensors (with --stablehlo: of the computation); default: as they are (float32)",
     )
     command.add_argument("--max_shard_gb", type=float, default=5.0, help="most gigabytes (1e9 bytes) per file")
     command.add_argument("--llm_only", action="store_true", help="only the LLM, in the layout of Qwen2")
@@ -102,29 +107,33 @@ def _import(options: argparse.Namespace) -> None:
     import jax
 
     from mimo_jax.interop import configs, hf
-    from mimo_jax.training.checkpoints import Checkpoints, Meta
+    from mimo_jax.training.checkpoints import Checkpoints, Meta, latest_step
 
+    if latest_step(options.out) is not None:
+        raise UserError(f"{options.out}: holds a checkpoint already; name another folder, or remove it")
     state: dict[str, Any]
     kind = configs.kind_of(configs.read_config(options.weights))
     if kind == "tokenizer":
-        _, variables = hf.load_tokenizer(options.weights)
+        tokenizer, variables = hf.load_tokenizer(options.weights)
         state = {"params": {"tokenizer": variables.pop("params")}, "mutable": variables}
-    elif kind == "lm":
-        _, params = hf.load_lm(options.weights, dtype=options.dtype, empty_token_id=options.empty_token_id)
-        state = {"params": params}
-    elif options.audio_config is None:
-        raise UserError(f"{options.weights}: a plain language model; name the rest of the model with --audio_config")
+        values = tokenizer.to_dict()
+    elif kind == "lm" or options.audio_config is not None:
+        if kind == "lm":
+            config, params = hf.load_lm(options.weights, dtype=options.dtype, empty_token_id=options.empty_token_id)
+        else:
+            config, params = _around_llm(options)
+        state, values = {"params": params}, configs.lm_values(config, str(params["embed_tokens"].dtype))
     else:
-        state = {"params": _around_llm(options)}
+        raise UserError(f"{options.weights}: a plain language model; name the rest of the model with --audio_config")
     largest = max(leaf.nbytes for leaf in jax.tree.leaves(state))
     checkpoints = Checkpoints(options.out, asynchronous=False, concurrent_gb=1 + largest // 10**9)
-    checkpoints.save(state, Meta(step=0))
+    checkpoints.save(state, Meta(step=0, model=values))
     checkpoints.close()
     print(f"{options.out}: {kind} of {options.weights}; start a run from it with --gin.INIT_FROM={options.out}")
 
 
-def _around_llm(options: argparse.Namespace) -> dict[str, Any]:
-    """Parameters of MiMo-Audio: the LLM of `--weights`, the rest at random."""
+def _around_llm(options: argparse.Namespace) -> tuple[MimoAudioConfig, dict[str, Any]]:
+    """(configuration, parameters) of MiMo-Audio: the LLM of `--weights`, the rest at random, of one dtype."""
     import dataclasses
 
     import jax
@@ -133,58 +142,72 @@ def _around_llm(options: argparse.Namespace) -> dict[str, Any]:
     from mimo_jax.interop import configs, hf
     from mimo_jax.models.layers import unbox
     from mimo_jax.models.mimo_audio import MimoAudio
+    from mimo_jax.models.transformer import Compute
 
     shape = configs.llm_shape(configs.read_config(options.weights), options.weights)
     values = configs.read_config(options.audio_config)
-    empty = options.empty_token_id if options.empty_token_id is not None else values.get("empty_token_id")
+    empty = options.empty_token_id
     if empty is None:
-        raise UserError(f"{options.audio_config}: the id of <|empty|> is unknown; give --empty_token_id")
+        empty = configs.empty_token_id(values, options.audio_config)
     config = dataclasses.replace(configs.lm_config(values, options.audio_config, empty), **shape)
     text = jnp.zeros((1, 1), jnp.int32)
     audio = jnp.zeros((1, 1, config.group_size, config.audio_channels), jnp.int32)
     llm = hf.load_llm(options.weights, config, dtype=options.dtype)
+    compute = Compute(param_dtype=str(llm["embed_tokens"].dtype))
 
     def rest(key: jax.Array) -> dict[str, Any]:  # the LLM's random values are never made: nothing reads them
-        params = unbox(MimoAudio(config).init(key, text, audio)["params"])
+        params = unbox(MimoAudio(config, compute).init(key, text, audio)["params"])
         return {part: tree for part, tree in params.items() if part not in llm}
 
-    return jax.jit(rest)(jax.random.key(options.seed)) | llm
+    return config, jax.jit(rest)(jax.random.key(options.seed)) | llm
 
 
 def _export(options: argparse.Namespace) -> None:
+    import math
+
     from mimo_jax.interop import configs, hf
 
     if options.stablehlo:
         _export_programs(options)
         return
-    target: dict[str, Any] = {"max_shard_bytes": int(options.max_shard_gb * 1e9)}
-    text_tokenizer = options.text_tokenizer
-    base = None
-    config: Any
+    if not (math.isfinite(options.max_shard_gb) and options.max_shard_gb > 0):
+        raise UserError(f"--max_shard_gb={options.max_shard_gb}: give a positive number of gigabytes")
+    if options.weights and Path(options.out).resolve() == Path(options.weights).resolve():
+        raise UserError(f"--out={options.out} is the folder that is read; name another")
+    text_tokenizer, base = options.text_tokenizer, None
     if options.weights:
         base = configs.read_config(options.weights)
-        kind = configs.kind_of(base)
-        if kind == "tokenizer":
-            config, tree = hf.load_tokenizer(options.weights)
-        elif kind == "lm":
-            config, tree = hf.load_lm(options.weights)
-            if text_tokenizer is None and configs.has_text_tokenizer(options.weights):
-                text_tokenizer = options.weights
-        else:
-            raise UserError(f"{options.weights}: already the layout of Qwen2")
+        kind, config, tree = _folder(options.weights, base)
+        if text_tokenizer is None and kind != "tokenizer" and configs.has_text_tokenizer(options.weights):
+            text_tokenizer = options.weights
     else:
         kind, config, tree = _trained(options.model_dir)
+    target: dict[str, Any] = {"max_shard_bytes": int(options.max_shard_gb * 1e9)}
     if kind == "tokenizer":
-        if options.llm_only or options.dtype:
-            raise UserError("--llm_only and --dtype are for language models; this is an audio tokenizer")
+        if options.llm_only or options.dtype or options.text_tokenizer:
+            raise UserError("--llm_only, --dtype, --text_tokenizer: for language models; this is an audio tokenizer")
         hf.save_tokenizer(options.out, config, tree, **target)
     else:
         target |= {"text_tokenizer_dir": text_tokenizer, "dtype": options.dtype}
-        if options.llm_only:
+        if options.llm_only or kind == "llm":
             hf.save_llm(options.out, config, tree, **target)
         else:
             hf.save_lm(options.out, config, tree, base_config=base, **target)
     print(f"{options.out}: written")
+
+
+def _folder(folder: str, values: Mapping[str, Any]) -> tuple[str, Any, Any]:
+    """(kind, configuration, tree) of a folder; the arrays are read one by one when they are written."""
+    from mimo_jax.interop import configs, hf
+    from mimo_jax.models.mimo_audio import MimoAudioConfig
+
+    kind = configs.kind_of(values)
+    if kind == "tokenizer":
+        return kind, *hf.load_tokenizer(folder, lazily=True)
+    if kind == "lm":
+        return kind, *hf.load_lm(folder, lazily=True)
+    config = MimoAudioConfig(**configs.llm_shape(values, folder), empty_token_id=0)
+    return kind, config, hf.load_llm(folder, config, lazily=True)
 
 
 def _export_programs(options: argparse.Namespace) -> None:
@@ -198,11 +221,14 @@ def _export_programs(options: argparse.Namespace) -> None:
         values = configs.read_config(folder)
         kind = configs.kind_of(values)
         if kind == "tokenizer":
-            models["tokenizer"] = configs.tokenizer_config(values, folder)
+            model: Any = configs.tokenizer_config(values, folder)
         elif kind == "lm":
-            models["lm"] = configs.lm_config(values, folder, configs.empty_token_id(values, folder))
+            model = configs.lm_config(values, folder, configs.empty_token_id(values, folder))
         else:
             raise UserError(f"{folder}: a plain language model, which has programs of its own elsewhere")
+        if kind in models:
+            raise UserError(f"{folder}: give one language model and one audio tokenizer, not two of a kind")
+        models[kind] = model
     sizes = {name: getattr(options, name) for name in ("batch", "seconds", "codebooks", "prompt", "slots")}
     shapes = stablehlo.Shapes(**{name: size for name, size in sizes.items() if size is not None})
     dtype = options.dtype or "float32"
@@ -218,15 +244,17 @@ def _trained(model_dir: str) -> tuple[str, Any, Any]:
     """
     import gin
 
+    from mimo_jax.interop import configs
     from mimo_jax.objectives.language_model import LanguageModelObjective
     from mimo_jax.train import train
     from mimo_jax.training.checkpoints import stored_params
 
     params, mutable, meta = stored_params(model_dir)
-    if not meta.config:
-        raise UserError(
-            f"{model_dir}: an imported checkpoint; the folder it came from is already in the released layout"
-        )
+    if meta.model is not None:  # imported
+        if configs.kind_of(meta.model) == "tokenizer":
+            config = configs.tokenizer_config(meta.model, model_dir)
+            return "tokenizer", config, {"params": params["tokenizer"], **mutable}
+        return "lm", configs.lm_config(meta.model, model_dir, meta.model["empty_token_id"]), params
     try:
         gin.parse_config(meta.config)
         # Of train's arguments only the objective is made: the others would open the data.

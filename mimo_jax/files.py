@@ -12,14 +12,18 @@ from pathlib import Path
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A hidden path beside `path` to write to, which takes its name and place when the block ends without an error.
 
-    The hidden name follows from `path`, so that what a killed process left behind is overwritten by the next attempt
-    instead of piling up. Folders are made.
+    An error in the block removes it; what a killed process left behind is overwritten by the next attempt, because the
+    hidden name follows from `path`. Folders are made.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
-    yield partial
-    os.replace(partial, path)
+    try:
+        yield partial
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

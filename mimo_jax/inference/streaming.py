@@ -93,6 +93,8 @@ class StreamingDecoder:
             raise ValueError("decoder_causal is false: every frame depends on the whole; use OverlapDecoder")
         if chunk < 1:
             raise ValueError(f"chunk is {chunk}: give at least one frame")
+        if min(lookahead or 0, history or 0) < 0:
+            raise ValueError(f"lookahead = {lookahead}, history = {history}: give 0 or more mel frames")
         self.config = config
         self._variables = jax.device_put(variables)
         self._programs = _Programs(
@@ -236,7 +238,7 @@ class OverlapDecoder:
         self.config = config
         self._variables = jax.device_put(variables)
         self._left, self._right = left_overlap, right_overlap
-        self._decode = jax.jit(functools.partial(MimoAudioTokenizer(config, compute).apply, method="decode"))
+        self._model = MimoAudioTokenizer(config, compute)
         self._begin()
 
     @property
@@ -266,9 +268,8 @@ class OverlapDecoder:
         until = len(window) - (0 if last else self._right)
         wave = np.zeros(0, np.float32)
         if until > self._processed:
-            waves, _ = self._decode(
-                self._variables, _padded(window, _rounded(len(window)))[None], np.array([len(window)], np.int32)
-            )
+            codes, length = _padded(window, _rounded(len(window)))[None], np.array([len(window)], np.int32)
+            waves = _decode(self._model, self._variables, codes, length)
             unit = self.config.samples_per_frame
             wave = np.asarray(waves[0, self._processed * unit : until * unit])
         if last:
@@ -277,6 +278,11 @@ class OverlapDecoder:
             dropped = max(0, len(window) - self._left) if self._left is not None else 0
             self._kept, self._processed = window[dropped:], max(0, max(until, self._processed) - dropped)
         return wave
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _decode(model: MimoAudioTokenizer, variables: Variables, codes: Array, lengths: Array) -> Array:
+    return model.apply(variables, codes, lengths, method="decode")[0]
 
 
 def _checked(config: TokenizerConfig, codes: np.ndarray, books: int = 0) -> np.ndarray:

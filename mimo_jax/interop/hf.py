@@ -13,20 +13,18 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import logging
 from flax import traverse_util
 
 from mimo_jax.cli import UserError
-from mimo_jax.interop import configs, names
+from mimo_jax.interop import configs, names, trees
 from mimo_jax.interop.configs import Folder
-from mimo_jax.interop.names import Path as TreePath
 from mimo_jax.interop.names import Row
 from mimo_jax.interop.safetensors_files import (
     DEFAULT_SHARD_BYTES,
@@ -41,8 +39,6 @@ from mimo_jax.models.mimo_audio import MimoAudio, MimoAudioConfig
 from mimo_jax.models.tokenizer import MimoAudioTokenizer, TokenizerConfig
 
 Tree = dict[str, Any]
-
-_ALIGNMENT = 64  # bytes
 
 
 # --- shapes ---------------------------------------------------------------------------------------------------------
@@ -83,7 +79,12 @@ def counts(tree: Tree) -> dict[str, int]:
 
 
 def load_lm(
-    folder: Folder, *, dtype: str | None = None, shardings: Tree | None = None, empty_token_id: int | None = None
+    folder: Folder,
+    *,
+    dtype: str | None = None,
+    shardings: Tree | None = None,
+    empty_token_id: int | None = None,
+    lazily: bool = False,
 ) -> tuple[MimoAudioConfig, Tree]:
     """MiMo-Audio from a released-layout folder.
 
@@ -92,6 +93,7 @@ def load_lm(
       dtype: of the parameters; None = as stored.
       shardings: tree of jax.sharding.Sharding like the parameters; None = the default device.
       empty_token_id: id of `<|empty|>`; None = from config.json (our exports) or the folder's text tokenizer.
+      lazily: give a `trees.FolderArray` for each parameter, which is read when it is used, instead of reading it now.
 
     Returns:
       (configuration, parameters).
@@ -103,18 +105,24 @@ def load_lm(
     config = configs.lm_config(
         values, folder, configs.empty_token_id(values, folder) if empty_token_id is None else empty_token_id
     )
-    return config, read_tree(WeightFolder(folder), names.lm_rows(config), lm_shapes(config), dtype, shardings)
+    weights, shapes = WeightFolder(folder), lm_shapes(config)
+    return config, trees.read_tree(weights, names.lm_rows(config), shapes, dtype, shardings, lazily=lazily)
 
 
 def load_llm(
-    folder: Folder, config: MimoAudioConfig, *, dtype: str | None = None, shardings: Tree | None = None
+    folder: Folder,
+    config: MimoAudioConfig,
+    *,
+    dtype: str | None = None,
+    shardings: Tree | None = None,
+    lazily: bool = False,
 ) -> Tree:
     """The parameters of the LLM (embed_tokens, llm, lm_head) from a plain Qwen2-layout folder such as MiMo-7B-Base.
 
     Args:
       folder: safetensors files and config.json; tied embeddings (no lm_head) are untied.
       config: the model that they are to become part of; `configs.llm_shape` gives what the folder decides of it.
-      dtype, shardings: as in `load_lm` (shardings of these three parts).
+      dtype, shardings, lazily: as in `load_lm` (shardings of these three parts).
 
     Raises:
       UserError: the folder's LLM has another shape than `config`, or a tensor is missing, unknown or misshapen.
@@ -128,15 +136,18 @@ def load_llm(
     rows = names.llm_rows(config)
     if values.get("tie_word_embeddings") and "lm_head.weight" not in weights.shapes:
         weights.alias("lm_head.weight", "model.embed_tokens.weight")
-    return read_tree(weights, rows, shapes, dtype, shardings, ignored=names.IGNORED_OF_LLM)
+    return trees.read_tree(weights, rows, shapes, dtype, shardings, names.IGNORED_OF_LLM, lazily)
 
 
-def load_tokenizer(folder: Folder, *, shardings: Tree | None = None) -> tuple[TokenizerConfig, Tree]:
+def load_tokenizer(
+    folder: Folder, *, shardings: Tree | None = None, lazily: bool = False
+) -> tuple[TokenizerConfig, Tree]:
     """MiMo-Audio-Tokenizer from a released-layout folder.
 
     Args:
       folder: safetensors files and config.json.
       shardings: tree of jax.sharding.Sharding like the variables; None = the default device.
+      lazily: as in `load_lm`.
 
     Returns:
       (configuration, variables {params, codebooks, constants} for MimoAudioTokenizer(config)).
@@ -146,75 +157,8 @@ def load_tokenizer(folder: Folder, *, shardings: Tree | None = None) -> tuple[To
     """
     config = configs.tokenizer_config(configs.read_config(folder), folder)
     weights = WeightFolder(folder)
-    return config, read_tree(weights, names.tokenizer_rows(config), tokenizer_shapes(config), None, shardings)
-
-
-def read_tree(
-    weights: WeightFolder,
-    rows: Sequence[Row],
-    shapes: Tree,
-    dtype: str | None = None,
-    shardings: Tree | None = None,
-    ignored: Mapping[str, str] | None = None,
-) -> Tree:
-    """Our tree from official tensors.
-
-    Args:
-      weights: the tensors.
-      rows: the table.
-      shapes: tree of jax.ShapeDtypeStruct that is wanted.
-      dtype: of the result; None = as stored.
-      shardings: tree of jax.sharding.Sharding; None = the default device.
-      ignored: parts of official names that are left out, with the reason (logged).
-
-    Raises:
-      UserError: names every missing, unknown or misshapen tensor.
-    """
-    flat = {path: leaf.shape for path, leaf in traverse_util.flatten_dict(shapes).items()}
-    names.check_table(rows, flat)
-    problems = names.compare(rows, flat, weights.shapes, ignored)
-    if problems:
-        lines = "\n  ".join(problems[:30] + ([f"... and {len(problems) - 30} more"] if len(problems) > 30 else []))
-        raise UserError(f"{weights.folder}: its tensors are not those of the configuration:\n  {lines}")
-    for part, reason in (ignored or {}).items():
-        if left_out := [name for name in weights.shapes if part in name]:
-            logging.info("%s: %d tensors left out: %s", weights.folder, len(left_out), reason)
-    where = traverse_util.flatten_dict(shardings) if shardings is not None else {}
-    tree = {row.path: _read_array(weights, row, flat[row.path], dtype, where.get(row.path)) for row in rows}
-    return traverse_util.unflatten_dict(tree)
-
-
-def _read_array(
-    weights: WeightFolder,
-    row: Row,
-    shape: tuple[int, ...],
-    dtype: str | None,
-    sharding: jax.sharding.Sharding | None,
-) -> jax.Array:
-    stored = np.result_type(*{weights.dtypes[name] for name in row.tensors})
-    wanted = stored if dtype is None else jnp.dtype(dtype)
-
-    def part(index: tuple[slice, ...] | None) -> np.ndarray:
-        index = index or (slice(None),) * len(shape)
-        array = aligned_empty(tuple(len(range(*s.indices(size))) for s, size in zip(index, shape, strict=True)), wanted)
-        if row.layers is None:
-            weights.read_into(row.to_official(array), row.official, row.official_index(index))
-        else:
-            for place, layer in enumerate(range(*index[0].indices(shape[0]))):
-                weights.read_into(row.to_official(array[place]), row.tensors[layer], row.official_index(index[1:]))
-        return array
-
-    if sharding is None:
-        return jax.device_put(part(None), may_alias=True)
-    return jax.make_array_from_callback(shape, sharding, part)
-
-
-def aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """An array that jax on CPU takes over as it is: what is not aligned like this, it copies."""
-    size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
-    memory = np.empty(size + _ALIGNMENT, np.uint8)
-    start = -memory.ctypes.data % _ALIGNMENT
-    return memory[start : start + size].view(dtype).reshape(shape)
+    rows, shapes = names.tokenizer_rows(config), tokenizer_shapes(config)
+    return config, trees.read_tree(weights, rows, shapes, None, shardings, lazily=lazily)
 
 
 # --- writing --------------------------------------------------------------------------------------------------------
@@ -347,9 +291,11 @@ def _save(
         raise ValueError(f"parameters do not fit the configuration: {', '.join(wrong[:10])}")
 
     target = Path(folder)
+    if target.exists() and not target.is_dir():
+        raise UserError(f"{target}: a file of that name exists; name a folder to write")
     target.mkdir(parents=True, exist_ok=True)
     (target / configs.CONFIG).unlink(missing_ok=True)  # comes back last: without it the folder is unfinished
-    tensors, fetch = official_tensors(rows, flat, dtype)
+    tensors, fetch = trees.official_tensors(rows, flat, dtype)
     write_folder(target, tensors, fetch, max_shard_bytes)
     if text_tokenizer_dir is not None and Path(text_tokenizer_dir).resolve() != target.resolve():
         copy_files(Path(text_tokenizer_dir), target, configs.TEXT_TOKENIZER_FILES)
@@ -357,37 +303,3 @@ def _save(
         write_json(target / "generation_config.json", generation)
     write_bytes(target / "README.md", card.encode())
     write_json(target / configs.CONFIG, values)
-
-
-def official_tensors(
-    rows: Sequence[Row], flat: Mapping[TreePath, Any], dtype: str | None = None
-) -> tuple[dict[str, tuple[tuple[int, ...], np.dtype]], Callable[[str], np.ndarray]]:
-    """Official tensors of our arrays: (name -> (shape, dtype), a function that makes the tensor of a name).
-
-    Args:
-      rows: the table.
-      flat: our arrays by path: numpy or jax (one layer of one array is brought to the host at a time), or anything
-        else with shape, dtype and `__array__`, such as what a checkpoint holds (one array at a time is read).
-      dtype: of the tensors; None = as the arrays are.
-    """
-    source = {name: (row, layer) for row in rows for layer, name in enumerate(row.tensors)}
-
-    def stored(row: Row) -> np.dtype:
-        return np.dtype(flat[row.path].dtype if dtype is None else jnp.dtype(dtype))
-
-    held: dict[TreePath, np.ndarray] = {}
-
-    def whole(path: TreePath) -> Any:
-        if isinstance(flat[path], np.ndarray | jax.Array):
-            return flat[path]
-        if path not in held:
-            held.clear()
-            held[path] = np.asarray(flat[path])
-        return held[path]
-
-    def fetch(name: str) -> np.ndarray:
-        row, layer = source[name]
-        array = whole(row.path) if row.layers is None else whole(row.path)[layer]
-        return row.to_official(np.asarray(array)).astype(stored(row), copy=False)
-
-    return {name: (row.official_shape(flat[row.path].shape), stored(row)) for name, (row, _) in source.items()}, fetch

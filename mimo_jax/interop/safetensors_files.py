@@ -13,7 +13,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -77,8 +77,11 @@ class WeightFolder:
 
     def _check_index(self) -> None:
         index = self.folder / INDEX
-        if index.is_file() and (absent := sorted(set(_weight_map(index)) - set(self.shapes))):
-            raise UserError(f"{index}: lists {', '.join(absent[:5])} ({len(absent)} in all), which its files lack")
+        if not index.is_file():
+            return
+        found = {name: path.name for name, path in self._files.items()}
+        if wrong := sorted(name for name, file in _weight_map(index).items() if found.get(name) != file):
+            raise UserError(f"{index}: lists {', '.join(wrong[:5])} ({len(wrong)} in all) in files that lack them")
 
     def alias(self, name: str, existing: str) -> None:
         """Makes `name` stand for the tensor `existing` too (tied weights are stored once)."""
@@ -139,8 +142,8 @@ def _weight_files(folder: Path) -> list[Path]:
 
 def _weight_map(index: Path) -> dict[str, str]:
     try:
-        return dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
-    except (ValueError, KeyError, TypeError) as error:
+        return {str(name): str(file) for name, file in json.loads(index.read_text("utf-8"))["weight_map"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{index}: not an index of safetensors files ({error}); copy or download it again") from error
 
 
@@ -153,7 +156,7 @@ def write_folder(
     """Writes tensors as `model.safetensors`, or as shards with an index when they are larger than `max_shard_bytes`.
 
     Args:
-      folder: exists; weight files that are there and not written now are removed.
+      folder: exists; weight files that are there and not written now are removed, when all is written.
       tensors: name -> (shape, dtype).
       fetch: gives a tensor; called once for each, in the order of `tensors` (which decides nothing else).
       max_shard_bytes: most bytes of tensors in a file (a single larger tensor gets a file of its own).
@@ -168,24 +171,26 @@ def write_folder(
         files = [SINGLE]
     else:
         files = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
-    for old in [*folder.glob("model*.safetensors"), folder / INDEX]:
-        if old.name not in files and old.is_file():
-            old.unlink()
+    for left_over in folder.glob(".model*.partial"):  # of an export that was killed
+        left_over.unlink()
     with contextlib.ExitStack() as stack:
-        places: dict[str, tuple[BinaryIO, int]] = {}
+        places: dict[str, tuple[Path, int]] = {}
         for file, names in zip(files, shards, strict=True):
             partial = stack.enter_context(replacing(folder / file))
-            stream: BinaryIO = stack.enter_context(partial.open("wb"))
-            offsets = _write_header(stream, {name: tensors[name] for name in names})
-            places |= {name: (stream, offset) for name, offset in offsets.items()}
+            offsets = _write_header(partial, {name: tensors[name] for name in names})
+            places |= {name: (partial, offset) for name, offset in offsets.items()}
         for name, (shape, dtype) in tensors.items():
             array = fetch(name)
             if array.shape != shape or array.dtype != dtype:
                 raise ValueError(f"{name}: {array.dtype} {array.shape} was announced as {dtype} {shape}")
-            stream, offset = places[name]
-            stream.seek(offset)
-            for block in _blocks(np.atleast_1d(array)):  # a transposed array is never whole in memory a second time
-                stream.write(np.ascontiguousarray(np.atleast_1d(array)[block]).reshape(-1).view(np.uint8).data)
+            partial, offset = places[name]
+            with partial.open("r+b") as stream:  # one at a time: there may be more shards than files can be open
+                stream.seek(offset)
+                for block in _blocks(np.atleast_1d(array)):  # a transposed array is never whole in memory a second time
+                    stream.write(np.ascontiguousarray(np.atleast_1d(array)[block]).reshape(-1).view(np.uint8).data)
+    for old in [*folder.glob("model*.safetensors"), folder / INDEX]:
+        if old.name not in files and old.is_file():
+            old.unlink()
     if len(shards) > 1:
         total = sum(_size(*tensors[name]) for name in tensors)
         where = {name: file for file, names in zip(files, shards, strict=True) for name in names}
@@ -217,7 +222,7 @@ def natural_order(name: str) -> list[tuple[bool, int, str]]:
     return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in re.split(r"(\d+)", name)]
 
 
-def _write_header(stream: BinaryIO, tensors: Mapping[str, tuple[tuple[int, ...], np.dtype]]) -> dict[str, int]:
+def _write_header(path: Path, tensors: Mapping[str, tuple[tuple[int, ...], np.dtype]]) -> dict[str, int]:
     """Writes the header of a file that is to hold `tensors`; returns where in the file each has its place."""
     # The library's order: wide types first (alignment), then names.
     names = sorted(tensors, key=lambda name: (-_WIDTH_ORDER.index(_NAMES[tensors[name][1]]), name))
@@ -230,8 +235,9 @@ def _write_header(stream: BinaryIO, tensors: Mapping[str, tuple[tuple[int, ...],
         offset = end
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
-    stream.write(len(text).to_bytes(8, "little") + text)
-    stream.truncate(stream.tell() + offset)
+    with path.open("wb") as stream:
+        stream.write(len(text).to_bytes(8, "little") + text)
+        stream.truncate(stream.tell() + offset)
     return {name: 8 + len(text) + header[name]["data_offsets"][0] for name in names}
 
 

@@ -106,7 +106,13 @@ def save(
     """
     functions: dict[str, tuple[Any, tuple[Any, ...]]] = {}
     models: dict[str, Any] = {}
-    codebooks = shapes.codebooks or (lm.audio_channels if lm else tokenizer.num_quantizers if tokenizer else 0)
+    codebooks = shapes.codebooks
+    if codebooks is None:
+        codebooks = lm.audio_channels if lm else tokenizer.num_quantizers if tokenizer else 0
+    if unknown := set(platforms) - {*PLATFORMS, "rocm"}:
+        raise UserError(f"unknown platforms {', '.join(sorted(unknown))}: use {', '.join(PLATFORMS)} or rocm")
+    if Path(path).is_dir():
+        raise UserError(f"{path}: a folder; name a file to write")
     if tokenizer is not None:
         if not 1 <= codebooks <= tokenizer.num_quantizers:
             raise UserError(f"codebooks = {codebooks}: this tokenizer has 1..{tokenizer.num_quantizers}")

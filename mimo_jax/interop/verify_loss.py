@@ -11,7 +11,7 @@ import numpy as np
 from flax import traverse_util
 
 from mimo_jax.cli import UserError
-from mimo_jax.interop import hf, names
+from mimo_jax.interop import hf, names, trees
 from mimo_jax.interop.configs import Folder
 from mimo_jax.interop.golden import Golden
 from mimo_jax.interop.verify_lm import Arrays, empty_token_id, grids
@@ -94,7 +94,7 @@ def _case(objective: LanguageModelObjective, params: Any, batch: Arrays, golden:
 
 def _gradients(config: MimoAudioConfig, gradients: Any, golden: Golden) -> Arrays:
     """Gradients by official tensor name, cut to the rows that the golden folder keeps, and their norms."""
-    tensors, fetch = hf.official_tensors(names.lm_rows(config), traverse_util.flatten_dict(gradients))
+    tensors, fetch = trees.official_tensors(names.lm_rows(config), traverse_util.flatten_dict(gradients))
     official = {name: fetch(name) for name in tensors}
     rows = golden.run.get("gradient_rows_kept", {})
     norms = {name: np.linalg.norm(gradient.astype(np.float64)) for name, gradient in official.items()}

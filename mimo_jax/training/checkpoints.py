@@ -21,7 +21,8 @@ from mimo_jax.cli import UserError
 logger = logging.getLogger(__name__)
 
 FOLDER = "checkpoints"
-# Large arrays are stored in parts, so that reading or writing one needs little memory beside the array itself.
+# Large arrays are stored in parts along their first axis (of stacked layers: one or a few), so that a part can be read
+# alone, and reading or writing the whole needs little memory beside it.
 CHUNK_BYTES = 256 * 2**20
 
 
@@ -34,6 +35,7 @@ class Meta:
       text_tokens, audio_tokens: positions seen in this stage (exact, unbounded).
       finished: the stage's budget is spent.
       config: the resolved gin text.
+      model: of an imported model, what its `config.json` says.
     """
 
     step: int
@@ -41,6 +43,7 @@ class Meta:
     audio_tokens: int = 0
     finished: bool = False
     config: str = ""
+    model: dict[str, Any] | None = None
 
 
 class Checkpoints:
@@ -65,9 +68,7 @@ class Checkpoints:
         self._manager.save(
             meta.step,
             args=ocp.args.Composite(
-                state=ocp.args.StandardSave(
-                    state, save_args=jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES), state)
-                ),
+                state=ocp.args.StandardSave(state, save_args=jax.tree.map(_in_parts, state)),
                 meta=ocp.args.JsonSave(dataclasses.asdict(meta)),
             ),
         )
@@ -123,26 +124,37 @@ def load_meta(model_dir: str | Path) -> Meta | None:
     return Meta(**json.loads((Path(model_dir).absolute() / FOLDER / str(step) / "meta" / "metadata").read_text()))
 
 
+def _in_parts(array: Any) -> ocp.SaveArgs:
+    return ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES, shard_axes=(0,) if np.ndim(array) else ())
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class StoredArray:
-    """An array of a checkpoint that is read when it is asked for (`np.asarray`), each time anew."""
+    """An array of a checkpoint, read when it is asked for, each time anew: `x[layer]`, or the whole by `np.asarray(x)`.
+
+    Orbax restores whole arrays only; its files are OCDBT with one zarr array a parameter, which tensorstore reads.
+    """
 
     folder: Path
     keys: tuple[str, ...]
     shape: tuple[int, ...]
     dtype: np.dtype
 
+    def _open(self) -> Any:
+        import tensorstore
+
+        base = {"driver": "file", "path": f"{self.folder}/"}
+        store = {"driver": "ocdbt", "base": base, "path": f"{'.'.join(self.keys)}/"}
+        return tensorstore.open({"driver": "zarr", "kvstore": store}, read=True).result()
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        """One entry of the first axis."""
+        return self._open()[index].read().result()
+
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         """The whole array on the host."""
         del copy  # never a view of anything
-        leaf: Any = jax.ShapeDtypeStruct(self.shape, self.dtype)
-        wanted: Any = ocp.RestoreArgs(restore_type=np.ndarray)
-        for key in reversed(self.keys):
-            leaf, wanted = {key: leaf}, {key: wanted}
-        value = _restored(self.folder, leaf, wanted)
-        for key in self.keys:
-            value = value[key]
-        return np.asarray(value, dtype)
+        return np.asarray(self._open().read().result(), dtype)
 
 
 def stored_params(model_dir: str | Path) -> tuple[Any, Any, Meta]:
@@ -172,7 +184,15 @@ def load_params(model_dir: str | Path) -> tuple[Any, Any, Meta]:
     """
     path, stored, meta = _newest(model_dir)
     host = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    restored = _restored(path, stored, jax.tree.map(lambda _: ocp.ArrayRestoreArgs(sharding=host), stored))
+    with ocp.PyTreeCheckpointer() as reader:
+        restored = reader.restore(
+            path,
+            args=ocp.args.PyTreeRestore(
+                item=stored,
+                restore_args=jax.tree.map(lambda _: ocp.ArrayRestoreArgs(sharding=host), stored),
+                partial_restore=True,
+            ),
+        )
     return restored["params"], restored.get("mutable") or {}, meta
 
 
@@ -182,14 +202,10 @@ def _newest(model_dir: str | Path) -> tuple[Path, dict[str, Any], Meta]:
     if step is None:
         raise UserError(f"{model_dir}: no checkpoint in it; train this stage first, or correct the path")
     path = Path(model_dir).absolute() / FOLDER / str(step)
-    with ocp.PyTreeCheckpointer() as reader:
-        stored = reader.metadata(path / "state").item_metadata.tree
-    wanted = {name: stored[name] for name in ("params", "mutable") if stored.get(name)}
-    return path / "state", wanted, Meta(**json.loads((path / "meta" / "metadata").read_text()))
-
-
-def _restored(folder: Path, item: Any, restore_args: Any) -> Any:
-    with ocp.PyTreeCheckpointer() as reader:
-        return reader.restore(
-            folder, args=ocp.args.PyTreeRestore(item=item, restore_args=restore_args, partial_restore=True)
-        )
+    try:
+        meta = Meta(**json.loads((path / "meta" / "metadata").read_text()))
+        with ocp.PyTreeCheckpointer() as reader:
+            stored = reader.metadata(path / "state").item_metadata.tree
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: damaged ({error}); move it away to use the checkpoint before it") from error
+    return path / "state", {name: stored[name] for name in ("params", "mutable") if stored.get(name)}, meta

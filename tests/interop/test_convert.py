@@ -5,12 +5,14 @@ import shutil
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
 from mimo_jax import convert
 from mimo_jax.cli import UserError
+from mimo_jax.data.text_tokenizer import train_text_tokenizer
 from mimo_jax.interop import configs, hf, verify
 from mimo_jax.training.checkpoints import Checkpoints, Meta, load_params
 
@@ -27,7 +29,7 @@ language_model.LanguageModelObjective.model = @mimo_audio.MimoAudioConfig()
 
 
 def same_tensors(a: Path, b: Path) -> None:
-    ours, theirs = load_file(a / "model.safetensors"), load_file(b / "model.safetensors")
+    ours, theirs = ({n: t for p in sorted(f.glob("*.safetensors")) for n, t in load_file(p).items()} for f in (a, b))
     assert ours.keys() == theirs.keys()
     for name, tensor in theirs.items():
         assert ours[name].tobytes() == tensor.tobytes() and ours[name].dtype == tensor.dtype, name
@@ -47,6 +49,10 @@ def test_through_a_checkpoint_and_back(lm_tiny: Path, tmp_path: Path):
         convert.main(["import", f"--weights={lm_tiny}", f"--empty_token_id={EMPTY}", f"--out={tmp_path / 'run'}"]) == 0
     )
     params, mutable, meta = load_params(tmp_path / "run")
+    for size in ("5", "0.0001"):  # the imported checkpoint knows what it is
+        command = ["export", f"--model_dir={tmp_path / 'run'}", f"--out={tmp_path / size}", f"--max_shard_gb={size}"]
+        assert convert.main(command) == 0
+        same_tensors(tmp_path / size, lm_tiny)
     config, expected = hf.load_lm(lm_tiny, empty_token_id=int(EMPTY))
     jax.tree.map(np.testing.assert_array_equal, params, expected)
     assert not mutable and not meta.config
@@ -67,6 +73,20 @@ def test_tokenizer_through_a_checkpoint(tokenizer_tiny: Path, tmp_path: Path):
     config, _ = hf.load_tokenizer(tokenizer_tiny)
     hf.save_tokenizer(tmp_path / "out", config, {"params": params["tokenizer"], **mutable})
     same_tensors(tmp_path / "out", tokenizer_tiny)
+    for size in ("5", "0.00005"):
+        command = ["export", f"--model_dir={tmp_path / 'run'}", f"--out={tmp_path / size}", f"--max_shard_gb={size}"]
+        assert convert.main(command) == 0
+        same_tensors(tmp_path / size, tokenizer_tiny)
+        assert configs.read_config(tmp_path / size) == configs.read_config(tmp_path / "out")
+
+
+def test_import_never_hides_behind_an_older_one(lm_tiny: Path, tokenizer_tiny: Path, tmp_path: Path, capsys):
+    command = ["import", f"--weights={lm_tiny}", f"--empty_token_id={EMPTY}", f"--out={tmp_path}"]
+    assert convert.main(command) == 0
+    assert convert.main([*command, "--dtype=bfloat16"]) == 2
+    assert convert.main(["import", f"--weights={tokenizer_tiny}", f"--out={tmp_path}"]) == 2
+    assert capsys.readouterr().err.count("holds a checkpoint already") == 2
+    assert load_params(tmp_path)[0]["embed_tokens"].dtype == np.float32
 
 
 def test_initialisation_from_a_plain_llm(lm_tiny: Path, tmp_path: Path):
@@ -86,6 +106,22 @@ def test_initialisation_from_a_plain_llm(lm_tiny: Path, tmp_path: Path):
     rest = [run["patch_decoder"]["layers"]["up_proj"]["kernel"] for run in runs]
     assert not np.array_equal(rest[0], rest[2])
     assert not np.array_equal(rest[0], params["patch_decoder"]["layers"]["up_proj"]["kernel"])
+
+    # As released: bfloat16, and the id of <|empty|> known to the text tokenizer only. It can be exported, too.
+    small = tmp_path / "small"
+    assert convert.main(["export", f"--weights={llm}", "--dtype=bfloat16", f"--out={small}"]) == 0
+    (tmp_path / "shape").mkdir()
+    shutil.copy(lm_tiny / "config.json", tmp_path / "shape")
+    tokenizer = train_text_tokenizer([f"word {i} of many" for i in range(300)], vocab_size=290)
+    tokenizer.save(tmp_path / "shape")
+    out = tmp_path / "mixed"
+    assert convert.main(["import", f"--weights={small}", f"--audio_config={tmp_path / 'shape'}", f"--out={out}"]) == 0
+    assert {leaf.dtype for leaf in jax.tree.leaves(load_params(out)[0])} == {jnp.dtype("bfloat16")}
+    assert convert.main(["export", f"--model_dir={out}", f"--out={tmp_path / 'again'}"]) == 0
+    config, again = hf.load_lm(tmp_path / "again")
+    assert config.empty_token_id == tokenizer.special.empty
+    rounded = params["llm"]["final_norm"]["scale"].astype(jnp.bfloat16)
+    np.testing.assert_array_equal(again["llm"]["final_norm"]["scale"], rounded)
 
 
 def test_export_of_a_folder(lm_tiny: Path, tokenizer_tiny: Path, tmp_path: Path, capsys):
@@ -113,6 +149,14 @@ def test_export_of_a_folder(lm_tiny: Path, tokenizer_tiny: Path, tmp_path: Path,
         (["import", "--weights=nowhere", "--out=x"], "nowhere/config.json: missing"),
         (["export", "--weights={tokenizer}", "--out=x", "--llm_only"], "this is an audio tokenizer"),
         (["export", "--model_dir=nowhere", "--out=x"], "nowhere: no checkpoint"),
+        (["export", "--weights={tokenizer}", "--out={tokenizer}"], "is the folder that is read"),
+        (["export", "--weights={tokenizer}", "--out=x", "--max_shard_gb=inf"], "--max_shard_gb=inf: give a positive"),
+        (["export", "--weights={tokenizer}", "--out={tokenizer}/config.json"], "a file of that name exists"),
+        (["export", "--weights={tokenizer}", "--out=x", "--stablehlo", "--platforms=gpu"], "unknown platforms gpu"),
+        (
+            ["export", "--weights={tokenizer}", "--audio_tokenizer={tokenizer}", "--out=x", "--stablehlo"],
+            "not two of a kind",
+        ),
         (["verify", "--weights={tokenizer}", "--golden=nowhere"], "inputs.npz: missing"),
     ],
 )

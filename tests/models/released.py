@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from flax import traverse_util
 
-from mimo_jax.interop import hf, names
+from mimo_jax.interop import hf, names, trees
 from mimo_jax.models.mimo_audio import MimoAudioConfig
 
 
@@ -26,5 +26,5 @@ def load(folder: Path, **overrides) -> tuple[MimoAudioConfig, dict]:
 
 def by_official_name(config: MimoAudioConfig, tree: dict) -> dict[str, np.ndarray]:
     """A tree like the parameters (their gradients, for instance) as arrays under the official names and layouts."""
-    tensors, fetch = hf.official_tensors(names.lm_rows(config), traverse_util.flatten_dict(tree))
+    tensors, fetch = trees.official_tensors(names.lm_rows(config), traverse_util.flatten_dict(tree))
     return {name: fetch(name) for name in tensors}

@@ -93,9 +93,8 @@ class Decoder(nn.Module):
         config, dtype = self.config, self.compute.dtype
         if statistics is None:
             statistics = GroupStatistics(*(jnp.zeros((batch, 2), jnp.float32) for _ in range(3)))
-        history = -(-config.decoder_kernel_size // config.decoder_stride_size) - 1
         past = Past.empty(self.stack, batch, slots * config.avg_pooler, dtype)
-        return DecoderStream(past, jnp.zeros((batch, history, config.d_model), dtype), statistics)
+        return DecoderStream(past, jnp.zeros((batch, self.dconv2.history, config.d_model), dtype), statistics)
 
     def stream(self, x: Array, lengths: Array, state: DecoderStream) -> tuple[Array, Array, DecoderStream]:
         """The next lengths [B] frames x [B, T, d_model] of a stream -> (coarse mel, its lengths, the state after it).
