@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,60 +14,102 @@ import numpy as np
 
 from mimo_jax.cli import UserError
 from mimo_jax.data.sequence import flatten_grid, from_grid
-from mimo_jax.interop import hf
+from mimo_jax.interop import configs, hf
 from mimo_jax.interop.configs import Folder
-from mimo_jax.interop.golden import Golden
+from mimo_jax.interop.golden import Arrays, Computed, Golden, Unfit, check_range, entry, read_object
 from mimo_jax.models.mimo_audio import MimoAudio, MimoAudioConfig
-
-Arrays = dict[str, np.ndarray]
 
 
 def empty_token_id(weights: Folder, golden: Golden) -> int | None:
-    """Id of `<|empty|>` from the golden folder's special_tokens.json (its own, or the one that run.json names).
+    """Id of `<|empty|>`: as the weights' folder has it, else from the golden folder.
 
-    None: neither is there, and the weights' folder has to know.
+    special_tokens.json of the weights' folder comes first, then what else that folder has (None: `hf.load_lm` reads it
+    there), then the golden folder's special_tokens.json or the one that its run.json names.
+
+    Raises:
+      UserError: a special_tokens.json that is broken or does not have it.
     """
-    places = [Path(weights), golden.folder, golden.folder / str(golden.run.get("special_tokens", "")) / ".."]
+    places = [Path(weights)]
+    if configs.read_config(weights).get("empty_token_id") is None and not configs.has_text_tokenizer(weights):
+        places += [golden.folder, (golden.folder / str(golden.run.get("special_tokens", ""))).parent]
     for place in places:
         path = place / "special_tokens.json"
         if path.is_file():
-            return int(json.loads(path.read_text(encoding="utf-8"))["empty_idx"])
+            try:
+                return entry(read_object(path), "empty_idx", int, str(path))
+            except Unfit as error:
+                raise UserError(str(error)) from error
     return None
 
 
-def grids(grid: np.ndarray, group_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Exchange grids [B, 1 + C, T * G] -> (text [B, T], audio [B, T, G, C])."""
-    text, audio = zip(*(from_grid(row, group_size) for row in grid), strict=True)
+def grids(golden: Golden, config: MimoAudioConfig, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Input grids [B, 1 + C, T * G] -> (text [B, T], audio [B, T, G, C]), with ids that the model has."""
+    text, audio = split(config, golden.input(name, None, 1 + config.audio_channels, None, integers=True), name)
+    _check_ids(config, text, audio, name)
+    return text, audio
+
+
+def split(config: MimoAudioConfig, grid: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """As `from_grid`, of several grids, whatever the ids."""
+    if grid.shape[-1] % config.group_size:
+        raise Unfit(
+            f"{name} of inputs.npz: width {grid.shape[-1]} is no multiple of the group size {config.group_size}"
+        )
+    text, audio = zip(*(from_grid(row, config.group_size) for row in grid), strict=True)
     return np.stack(text), np.stack(audio)
 
 
-def compute(weights: Folder, golden: Golden) -> Arrays:
-    """Every output array of the golden folder that can be computed, by name."""
+def _check_ids(config: MimoAudioConfig, text: np.ndarray, audio: np.ndarray, name: str) -> None:
+    if (text < 0).any() or (text >= config.vocab_size).any():
+        raise Unfit(f"{name} of inputs.npz: text ids must be in 0..{config.vocab_size - 1}")
+    check_range(audio[text == config.empty_token_id], config.speech_vocab_size, f"{name} of inputs.npz")
+
+
+def compute(weights: Folder, golden: Golden) -> Computed:
+    """Every output array of the golden folder that can be computed."""
     config, params = hf.load_lm(weights, empty_token_id=empty_token_id(weights, golden))
-    model = _Model(config, params)
-    prefixes = {name.split(".")[0] for name in golden.outputs}
-    result: Arrays = {}
-    for prefix, grid in (("batch", "input_ids"), ("odd", "input_ids_odd")):
-        if prefix in prefixes:
-            result |= _forward(model, prefix, *grids(golden.inputs[grid], config.group_size))
-    if "causal_variant" in prefixes:
-        causal = _Model(dataclasses.replace(config, input_full_attention=False), params)
-        result |= _forward(causal, "causal_variant", *grids(golden.inputs["input_ids"], config.group_size))
-    if "tf" in prefixes:
-        local = result["batch.local_hidden"][tuple(golden.inputs["tf_index"].T)]
-        result |= _teacher_forced(model, "tf", local, golden.inputs["tf_targets"])
-    if "tf_random" in prefixes:
-        local = golden.inputs["tf_random_local_hidden"]
-        result |= _teacher_forced(model, "tf_random", local, golden.inputs["tf_random_targets"])
-    if "greedy_local" in prefixes:
-        local = result["batch.local_hidden"]
-        codes, margin = _greedy_patches(model, local.reshape(-1, config.local_dim))
-        result["greedy_local.tokens"] = codes.reshape(*local.shape[:2], *codes.shape[1:])
-        result["greedy_local.margin"] = margin.reshape(*local.shape[:2], *codes.shape[1:])
-    for prefix in sorted(prefixes):
-        if prefix.startswith("gen_"):
-            result |= _generated(model, prefix, golden)
-    return result
+    model, computed = _Model(config, params), Computed()
+
+    @functools.cache
+    def forward(prefix: str) -> Arrays:
+        variant = model
+        if prefix == "causal_variant":
+            variant = _Model(dataclasses.replace(config, input_full_attention=False), params)
+        grid = "input_ids_odd" if prefix == "odd" else "input_ids"
+        return _forward(variant, prefix, *grids(golden, config, grid))
+
+    def local_hidden() -> np.ndarray:
+        return forward("batch")["batch.local_hidden"]
+
+    for prefix in golden.prefixes:
+        with computed.group(prefix):
+            if prefix in ("batch", "odd", "causal_variant"):
+                computed.arrays |= forward(prefix)
+            elif prefix in ("tf", "tf_random"):
+                targets = _targets(golden, config, f"{prefix}_targets")
+                if prefix == "tf":
+                    index = golden.input("tf_index", len(targets), 2, integers=True)
+                    local = local_hidden()
+                    if (index < 0).any() or (index >= local.shape[:2]).any():
+                        raise Unfit(f"tf_index of inputs.npz names positions outside of {list(local.shape[:2])}")
+                    local = local[tuple(index.T)]
+                else:
+                    local = golden.input("tf_random_local_hidden", len(targets), config.local_dim)
+                computed.arrays |= _teacher_forced(model, prefix, local, targets)
+            elif prefix == "greedy_local":
+                local = local_hidden()
+                codes, margin = _greedy_patches(model, local.reshape(-1, config.local_dim))
+                computed.arrays["greedy_local.tokens"] = codes.reshape(*local.shape[:2], *codes.shape[1:])
+                computed.arrays["greedy_local.margin"] = margin.reshape(*local.shape[:2], *codes.shape[1:])
+            elif prefix.startswith("gen_"):
+                computed.arrays |= _generated(model, prefix, golden)
+    return computed
+
+
+def _targets(golden: Golden, config: MimoAudioConfig, name: str) -> np.ndarray:
+    codes = golden.input(name, None, config.group_size, config.audio_channels, integers=True)
+    check_range(codes, config.speech_vocab_size, f"{name} of inputs.npz")
+    return codes.astype(np.int32)
 
 
 class _Model:
@@ -107,7 +149,7 @@ def _forward(model: _Model, prefix: str, text: np.ndarray, audio: np.ndarray) ->
 
 
 def _teacher_forced(model: _Model, prefix: str, local: np.ndarray, targets: np.ndarray) -> Arrays:
-    config, codes = model.config, targets.astype(np.int32)
+    config, codes = model.config, targets
     logits = model.run("patch_logits", local, codes)
     frame = np.arange(config.patch_steps)[:, None] - np.asarray(config.delay_pattern)
     arrays = {
@@ -156,16 +198,23 @@ def _generated(model: _Model, prefix: str, golden: Golden) -> Arrays:
     """A greedy generation through the engine; margins from a pass over what it generated."""
     from mimo_jax.inference.engine import Engine, Request
 
-    config, options = model.config, golden.run.get(prefix, {})
-    prompt_name = options.get("prompt") or ("prompt_audio" if prefix == "gen_audio" else "prompt_text")
-    if prompt_name not in golden.inputs:
-        raise UserError(f"{golden.folder}: inputs.npz has no {prompt_name}, the prompt of {prefix}")
-    prompt = golden.inputs[prompt_name]
-    text, audio = from_grid(prompt, config.group_size)
-    limits = {"max_new": options.get("max_new", golden.run.get("max_new")), "min_new": options.get("min_new", 0)}
-    stop_tokens = tuple(options.get("stop_tokens", ()))
-    request = Request(text, audio, stop_tokens=stop_tokens, **limits)
-    answer = Engine(config, model.params).generate([request])[0]
+    config, options = model.config, entry({prefix: {}, **golden.run}, prefix, dict)
+    name = str(options.get("prompt") or ("prompt_audio" if prefix == "gen_audio" else "prompt_text"))
+    prompt = golden.input(name, 1 + config.audio_channels, None, integers=True)
+    text, audio = (part[0] for part in split(config, prompt[None], name))
+    _check_ids(config, text, audio, name)
+    if "max_new" not in options | golden.run:
+        raise Unfit(f"run.json has no max_new for {prefix}")
+    limits = {"min_new": 0, **golden.run, **options}
+    max_new, min_new = (entry(limits, limit, int, f"run.json ({prefix})") for limit in ("max_new", "min_new"))
+    stop_tokens = tuple(entry({"stop_tokens": [], **options}, "stop_tokens", list, prefix))
+    if not all(type(token) is int and 0 <= token < config.vocab_size for token in stop_tokens):
+        raise Unfit(f"{prefix} of run.json: stop_tokens must be ids in 0..{config.vocab_size - 1}")
+    try:
+        request = Request(text, audio, stop_tokens=stop_tokens, max_new=max_new, min_new=min_new)
+        answer = Engine(config, model.params).generate([request])[0]
+    except ValueError as error:
+        raise Unfit(f"{prefix}: {error}") from error
 
     is_audio = answer.text == config.empty_token_id
     codes = np.broadcast_to(np.asarray(config.speech_zeroemb_idx, np.int32), (len(is_audio), *audio.shape[1:])).copy()
@@ -178,7 +227,7 @@ def _generated(model: _Model, prefix: str, golden: Golden) -> Arrays:
     hidden, _ = model.run("backbone", embedded, np.arange(len(whole_text))[None])
     driving = hidden[0, len(text) - 1 : -1]
     scores = np.array(model.run("text_logits", driving))
-    scores[: limits["min_new"], list(stop_tokens)] = -np.inf
+    scores[:min_new, list(stop_tokens)] = -np.inf
     local = model.run("local_hidden", driving)[is_audio]
     margins = _greedy_patches(model, local)[1] if len(local) else np.asarray(np.inf)
     arrays = {
@@ -187,7 +236,7 @@ def _generated(model: _Model, prefix: str, golden: Golden) -> Arrays:
         "text_margin": _ahead(scores),
         "local_margin_min": margins.min(),
         "stop_tokens": np.asarray(stop_tokens),
-        "min_new": np.asarray(limits["min_new"]),
-        "max_new": np.asarray(limits["max_new"]),
+        "min_new": np.asarray(min_new),
+        "max_new": np.asarray(max_new),
     }
     return {f"{prefix}.{name}": array for name, array in arrays.items()}

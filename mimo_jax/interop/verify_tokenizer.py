@@ -13,61 +13,95 @@ import numpy as np
 from mimo_jax.interop import hf
 from mimo_jax.interop import verify_batches as batches
 from mimo_jax.interop.configs import Folder
-from mimo_jax.interop.golden import Golden
+from mimo_jax.interop.golden import Arrays, Computed, Golden, Unfit, entry
 from mimo_jax.models.tokenizer import MimoAudioTokenizer, TokenizerConfig
-from mimo_jax.models.tokenizer.encoder import hidden_lengths
-
-Arrays = dict[str, np.ndarray]
+from mimo_jax.models.tokenizer.encoder import PADDING, hidden_lengths
 
 
-def compute(weights: Folder, golden: Golden) -> Arrays:
-    """Every output array of the golden folder that can be computed, by name."""
+def compute(weights: Folder, golden: Golden) -> Computed:
+    """Every output array of the golden folder that can be computed."""
     config, variables = hf.load_tokenizer(weights)
-    model = MimoAudioTokenizer(config)
-    prefixes = {name.split(".")[0] for name in golden.outputs}
-    result: Arrays = {}
+    model, computed = MimoAudioTokenizer(config), Computed()
+    _encoder_arrays(model, variables, golden, computed)
+    _decoder_arrays(model, variables, golden, computed)
+    for prefix in golden.prefixes:
+        if prefix.startswith("stream_"):
+            with computed.group(prefix):
+                computed.arrays |= batches.streamed(golden, config, variables, prefix)
+    return computed
 
-    # Inputs by the prefix of what becomes of each alone; the reference's batches are compared with these too.
-    mels = {
-        re.sub(r"(edge_)?mel_(\d+)", r"enc_\1single_\2", name): mel
-        for name, mel in golden.inputs.items()
-        if re.fullmatch(r"(edge_)?mel_\d+", name)
-    }
+
+def _encoder_arrays(model: MimoAudioTokenizer, variables: Any, golden: Golden, computed: Computed) -> None:
+    config, prefixes = model.config, golden.prefixes
+    mels: Arrays = {}  # by the prefix of what becomes of each alone; the reference's batches are compared with it too
+    for prefix, name in _alone(golden, [("enc_", "mel_"), ("enc_edge_", "edge_mel_")]).items():
+        with computed.group(prefix):
+            mels[prefix] = golden.input(name, None, config.n_mels).astype(np.float32)
     if "e2e" in prefixes:
-        mels["e2e"] = golden.inputs["e2e_mel"]
+        with computed.group("e2e"):
+            mels["e2e"] = golden.input("e2e_mel", None, config.n_mels).astype(np.float32)
     if mels:
-        result |= _encode(model, variables, config, mels)
-    if "enc_partial.codes" in golden.outputs:
-        count = golden.run.get("partial_n_q", golden.outputs["enc_partial.codes"].shape[0])
-        mel, lengths = _padded([golden.inputs["mel_0"]])
-        codes, frames = jax.jit(lambda v, m, n: model.apply(v, m, n, count, method="encode"))(variables, mel, lengths)
-        result["enc_partial.codes"] = np.asarray(codes[0, : int(frames[0])]).T
+        with computed.group(*mels):
+            computed.arrays |= _encode(model, variables, config, mels)
+    for kind in ("", "edge_"):
+        if f"enc_{kind}batch" in prefixes:
+            with computed.group(f"enc_{kind}batch"):
+                computed.arrays |= batches.encoded(golden, config, variables, kind, computed)
+    if "enc_partial" in prefixes:
+        with computed.group("enc_partial"):
+            count = _partial(golden, config)
+            mel, lengths = _padded([golden.input("mel_0", None, config.n_mels).astype(np.float32)])
+            run = jax.jit(lambda v, m, n: model.apply(v, m, n, count, method="encode"))
+            codes, frames = run(variables, mel, lengths)
+            computed.arrays["enc_partial.codes"] = np.asarray(codes[0, : int(frames[0])]).T
 
-    codes_of = {
-        name.replace("dec_codes", "dec_single"): codes.T
-        for name, codes in golden.inputs.items()
-        if re.fullmatch(r"dec_codes_\d+", name)
-    }
-    if codes_of:
-        result |= _decode(model, variables, config, codes_of)
+
+def _decoder_arrays(model: MimoAudioTokenizer, variables: Any, golden: Golden, computed: Computed) -> None:
+    config, prefixes = model.config, golden.prefixes
+    codes_of: Arrays = {}
+    for prefix, name in _alone(golden, [("dec_", "dec_codes_")]).items():
+        with computed.group(prefix):
+            codes_of[prefix] = batches.codes_of(golden, config, name)
     if "dec_partial" in prefixes:
-        count = golden.run.get("partial_n_q", config.num_quantizers)
-        result |= _decode(model, variables, config, {"dec_partial": golden.inputs["dec_codes_0"].T[:, :count]})
+        with computed.group("dec_partial"):
+            codes_of["dec_partial"] = batches.codes_of(golden, config, "dec_codes_0")[:, : _partial(golden, config)]
+    for count in sorted({codes.shape[1] for codes in codes_of.values()}, reverse=True):
+        alike = {prefix: codes for prefix, codes in codes_of.items() if codes.shape[1] == count}
+        with computed.group(*alike):
+            computed.arrays |= _decode(model, variables, config, alike)
+    if "dec_batch" in prefixes:
+        with computed.group("dec_batch"):
+            computed.arrays |= batches.decoded(golden, computed)
     if "dec_batch_equal" in prefixes:
-        pair = [golden.inputs[f"dec_codes_{i}"].T for i in range(len(golden.outputs["dec_batch_equal.wav"]))]
-        shortest = min(
-            len(c) for c in [golden.inputs[f"dec_codes_{i}"].T for i in range(len(golden.inputs["dec_lens"]))]
-        )
-        parts = _decode(model, variables, config, {f"equal_{i}": codes[:shortest] for i, codes in enumerate(pair)})
-        for array in ("wav", "coarse_mel", "valid_samples", "valid_mel_frames"):
-            result[f"dec_batch_equal.{array}"] = np.concatenate([parts[f"equal_{i}.{array}"] for i in range(len(pair))])
-    if "e2e.wav_out" in golden.outputs and "e2e.codes" in result:
-        result["e2e.wav_out"] = _decode(model, variables, config, {"e2e": result["e2e.codes"].T})["e2e.wav"]
-    result |= batches.encoded(golden, config, result)
-    result |= batches.decoded(golden, config, result)
-    for stream in batches.streams(golden):
-        result |= batches.streamed(config, variables, golden, stream)
+        with computed.group("dec_batch_equal"):
+            alone = [
+                {name.removeprefix("row."): array for name, array in _decode(model, variables, config, row).items()}
+                for row in ({"row": codes} for codes in batches.equal_rows(golden, config))
+            ]
+            computed.arrays |= batches.equal(golden, alone)
+    if "e2e.wav_out" in golden.outputs and "e2e.codes" in computed.arrays:
+        with computed.group("e2e.wav_out"):
+            parts = _decode(model, variables, config, {"e2e": computed.arrays["e2e.codes"].T})
+            computed.arrays["e2e.wav_out"] = parts["e2e.wav"]
+
+
+def _alone(golden: Golden, kinds: Sequence[tuple[str, str]]) -> dict[str, str]:
+    """Input names by the prefix of what becomes of each alone, where the folder has that or a batch of them."""
+    result: dict[str, str] = {}
+    for prefix, source in kinds:
+        found = [re.fullmatch(rf"{prefix}single_(\d+)", name) for name in golden.prefixes]
+        numbers = {match[1] for match in found if match}
+        if f"{prefix}batch" in golden.prefixes:
+            numbers |= set(golden.numbers(source))
+        result |= {f"{prefix}single_{number}": f"{source}{number}" for number in sorted(numbers, key=int)}
     return result
+
+
+def _partial(golden: Golden, config: TokenizerConfig) -> int:
+    count = entry(golden.run, "partial_n_q", int)
+    if not 1 <= count <= config.num_quantizers:
+        raise Unfit(f"run.json: partial_n_q is {count}, this tokenizer has 1..{config.num_quantizers}")
+    return count
 
 
 def _padded(arrays: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -88,10 +122,10 @@ def _encode(model: MimoAudioTokenizer, variables: Any, config: TokenizerConfig, 
     (features, frames, codes, quantized), state = jax.device_get(apply(variables, mel, lengths))
     inner = state["intermediates"]["encoder"]
     before_pool = np.asarray(hidden_lengths(jnp.asarray(lengths), config))
-    books = [np.asarray(variables["codebooks"]["quantizer"][f"layers_{i}"]["embed"]) for i in range(codes.shape[-1])]
+    books = batches.books_of(config, variables)
     result: Arrays = {}
     for b, prefix in enumerate(mels):
-        n, hidden = int(frames[b]), int(before_pool[b])
+        n, hidden, first = int(frames[b]), int(before_pool[b]), lengths[b] + 2 * PADDING - config.kernel_size + 1
         arrays = {
             "features_packed": features[b, :n],
             "features_unpacked": features[b : b + 1, :n],
@@ -101,7 +135,7 @@ def _encode(model: MimoAudioTokenizer, variables: Any, config: TokenizerConfig, 
             "quantized_packed": quantized[b, :n],
             "quantized_unpacked": quantized[b : b + 1, :n],
             "margin": _margins(features[b, :n], codes[b, :n], books),
-            "dbg_conv1": inner["conv1_output"][0][b : b + 1, : lengths[b]].swapaxes(1, 2),
+            "dbg_conv1": inner["conv1_output"][0][b : b + 1, :first].swapaxes(1, 2),
             "dbg_conv2": inner["conv2_output"][0][b : b + 1, :hidden].swapaxes(1, 2),
             "dbg_layer_norm": inner["layer_norm_output"][0][b, :hidden],
         }

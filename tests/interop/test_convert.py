@@ -1,4 +1,4 @@
-"""The conversion command: import, export, inspect, verify (what it sees: tests/models/test_power.py)."""
+"""The conversion command: import, export, inspect (verify: tests/interop/test_verify.py)."""
 
 import json
 import shutil
@@ -11,9 +11,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from mimo_jax import convert
-from mimo_jax.cli import UserError
 from mimo_jax.data.text_tokenizer import train_text_tokenizer
-from mimo_jax.interop import configs, hf, verify
+from mimo_jax.interop import configs, hf
 from mimo_jax.training.checkpoints import Checkpoints, Meta, load_params
 
 EMPTY = "287"
@@ -173,49 +172,3 @@ def test_inspect_published_models(capsys, model: str, low: float, high: float):
     assert low <= float(lines[0].split()[1]) <= high
     if model == "mimo_audio_7b":
         assert any("llm/layers/attention/k_proj/kernel" in line and "[36, 4096, 1024]" in line for line in lines)
-
-
-# --- verify -----------------------------------------------------------------------------------------------------------
-
-
-def part_of(golden: Path, target: Path, keep: tuple[str, ...]) -> Path:
-    """A golden folder with only the output arrays whose names begin with one of `keep`."""
-    shutil.copytree(golden, target)
-    outputs = {k: v for k, v in np.load(golden / "outputs.npz").items() if k.startswith(keep)}
-    assert outputs
-    np.savez(target / "outputs.npz", **outputs)
-    return target
-
-
-@pytest.mark.parametrize("name", ["tokenizer_tiny", "lm_tiny"])
-def test_verify_passes_on_the_golden_folders(golden: Path, capsys, name: str):
-    assert convert.main(["verify", f"--weights={golden / name}", f"--golden={golden / name}"]) == 0
-    assert "PASSED" in capsys.readouterr().out.splitlines()[-1]
-
-
-@pytest.mark.slow
-def test_verify_passes_on_the_loss(golden: Path, capsys):
-    assert convert.main(["verify", f"--weights={golden / 'lm_tiny'}", f"--golden={golden / 'loss_tiny'}"]) == 0
-    assert "PASSED: 152 ok" in capsys.readouterr().out.splitlines()[-1]
-
-
-def test_verify_fails_on_what_it_cannot_compute(lm_tiny: Path, tmp_path: Path):
-    part = part_of(lm_tiny, tmp_path / "golden", ("tf_random.",))
-    outputs = dict(np.load(part / "outputs.npz"))
-    np.savez(part / "outputs.npz", **outputs, **{"tf_random.unheard_of": np.zeros(3)})
-    lines: list[str] = []
-    assert not verify.verify(lm_tiny, part, lines.append)
-    assert lines[-1] == "FAILED: 12 ok, 0 OFF, 1 MISSING, 0 not compared"
-    np.savez(part / "outputs.npz", something=np.zeros(3))
-    with pytest.raises(UserError, match="neither a tokenizer's nor"):
-        verify.verify(lm_tiny, part, lines.append)
-
-
-def test_difference():
-    inf, nan = np.inf, np.nan
-    assert verify.difference(np.array([1.0, inf, nan]), np.array([1.0, inf, nan]), False) == 0
-    assert verify.difference(np.array([1.0, nan]), np.array([1.0, 2.0]), False) == inf
-    assert verify.difference(np.array([inf]), np.array([1.0]), False) == inf
-    assert verify.difference(np.array([1.1, 0.0]), np.array([1.0, 0.0]), True) == pytest.approx(0.1)
-    assert verify.difference(np.array([1e-9]), np.array([0.0]), True) == inf
-    assert verify.difference(np.zeros(0), np.zeros(0), False) == 0
