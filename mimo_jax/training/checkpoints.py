@@ -21,8 +21,8 @@ from mimo_jax.cli import UserError
 logger = logging.getLogger(__name__)
 
 FOLDER = "checkpoints"
-# Large arrays are stored in parts along their first axis (of stacked layers: one or a few), so that a part can be read
-# alone, and reading or writing the whole needs little memory beside it.
+# Large arrays are stored in parts, so that reading or writing the whole needs little memory beside it; those of stacked
+# layers along the layers, so that one can be read alone.
 CHUNK_BYTES = 256 * 2**20
 
 
@@ -125,7 +125,9 @@ def load_meta(model_dir: str | Path) -> Meta | None:
 
 
 def _in_parts(array: Any) -> ocp.SaveArgs:
-    return ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES, shard_axes=(0,) if np.ndim(array) else ())
+    # Orbax cuts such an axis down to 1: right for layers, ruinous for the rows of an embedding table.
+    stacked = np.ndim(array) >= 3 and array.nbytes > CHUNK_BYTES
+    return ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES, shard_axes=(0,) if stacked else ())
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -154,7 +156,17 @@ class StoredArray:
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         """The whole array on the host."""
         del copy  # never a view of anything
-        return np.asarray(self._open().read().result(), dtype)
+        store = self._open()
+        if not self.shape:
+            return np.asarray(store.read().result(), dtype)
+        whole = np.empty(self.shape, dtype or self.dtype)
+        # About a part at a time: the reader holds what it unpacks a second time.
+        step = -(-len(whole) * CHUNK_BYTES // max(whole.nbytes, 1))
+        step = -(-step // store.chunk_layout.read_chunk.shape[0]) * store.chunk_layout.read_chunk.shape[0]
+        for start in range(0, len(whole), step):
+            part = slice(start, min(start + step, len(whole)))
+            whole[part] = store[part].read().result()
+        return whole
 
 
 def stored_params(model_dir: str | Path) -> tuple[Any, Any, Meta]:
