@@ -7,6 +7,7 @@ it is used.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import logging
 from pathlib import Path
@@ -157,14 +158,14 @@ class StoredArray:
         """The whole array on the host."""
         del copy  # never a view of anything
         store = self._open()
-        if not self.shape:
-            return np.asarray(store.read().result(), dtype)
         whole = np.empty(self.shape, dtype or self.dtype)
-        # About a part at a time: the reader holds what it unpacks a second time.
-        step = -(-len(whole) * CHUNK_BYTES // max(whole.nbytes, 1))
-        step = -(-step // store.chunk_layout.read_chunk.shape[0]) * store.chunk_layout.read_chunk.shape[0]
-        for start in range(0, len(whole), step):
-            part = slice(start, min(start + step, len(whole)))
+        steps = store.chunk_layout.read_chunk.shape
+        starts = [range(0, size, step) for size, step in zip(self.shape, steps, strict=True)]
+        for corner in itertools.product(*starts):  # part by part: the reader holds what it unpacks a second time
+            part = tuple(
+                slice(start, min(start + step, size))
+                for start, step, size in zip(corner, steps, self.shape, strict=True)
+            )
             whole[part] = store[part].read().result()
         return whole
 
