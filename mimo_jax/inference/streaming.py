@@ -75,7 +75,8 @@ class StreamingDecoder:
       compute: dtypes and attention.
 
     Raises:
-      ValueError: a decoder that is not causal; a vocoder without window if lookahead or history is None.
+      ValueError: a decoder that is not causal; a vocoder without window if lookahead or history is None; a chunk below
+        1, a lookahead or history below 0.
     """
 
     def __init__(

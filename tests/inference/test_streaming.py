@@ -192,6 +192,8 @@ def test_decoders_that_cannot_stream(tokenizer):
     StreamingDecoder(unlimited, variables, history=8, lookahead=4)
     with pytest.raises(ValueError, match="left_overlap = 3, right_overlap = 3"):
         OverlapDecoder(config, variables, left_overlap=3, right_overlap=3)
+    with pytest.raises(ValueError, match="lookahead = -1, history = None: give 0 or more mel frames"):
+        StreamingDecoder(config, variables, lookahead=-1)
     with pytest.raises(ValueError, match="chunk is 0"):
         StreamingDecoder(config, variables, chunk=0)
 
