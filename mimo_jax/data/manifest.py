@@ -54,6 +54,9 @@ class Record:
       document: {"id": str, "index": int}: place in a document of consecutive utterances.
       reply: id of the utterance that answers this one.
       duration: seconds of the part; sample_rate: of the file in Hz.
+      words: [word, start, end] each, in seconds of the part, where the alignment is known.
+      scores: measured qualities by name (snr_db, loudness_lufs, ...).
+      part_of: id of the conversation that the recording belongs to; no example is then made of it alone.
     """
 
     id: str
@@ -74,6 +77,9 @@ class Record:
     reply: str | None = None
     duration: float | None = None
     sample_rate: int | None = None
+    words: list[list[Any]] = field(default_factory=list)
+    scores: dict[str, float] = field(default_factory=dict)
+    part_of: str | None = None
 
 
 @dataclass(frozen=True)
@@ -85,6 +91,17 @@ class TextRecord:
     split: str = "train"
     subset: str = "user"
     reply: str | None = None
+    scores: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Turns in the fine-tuning exchange format; ``audio`` items name the id of a record instead of a path."""
+
+    id: str
+    turns: list[dict[str, Any]]
+    split: str = "train"
+    subset: str = "user"
 
 
 class Rejected(NamedTuple):
@@ -282,6 +299,9 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "attributes": (dict,),
     "qa": (list,),
     "document": (dict,),
+    "words": (list,),
+    "scores": (dict,),
+    "part_of": (str,),
 }
 
 
@@ -309,9 +329,21 @@ def _check_record(fields: dict[str, Any]) -> None:
             raise ManifestError(f'each of `qa` must be {{"question": ..., "answer": ...}}, found {item!r}')
         if not isinstance(item.get("answer"), str) or item["answer"] not in item.get("choices", [item["answer"]]):
             raise ManifestError(f"`answer` of a question must be a string and one of its `choices`, found {item!r}")
+    for word in fields.get("words", []):
+        if not _is_timed_word(word):
+            raise ManifestError(f'each of `words` must be ["word", start, end] in seconds, found {word!r}')
     document = fields.get("document")
     if document is not None and not (isinstance(document.get("id"), str) and isinstance(document.get("index"), int)):
         raise ManifestError(f'`document` must be {{"id": string, "index": number}}, found {document!r}')
+
+
+def _is_timed_word(word: Any) -> bool:
+    """Whether it is [text, start, end] with 0 <= start <= end."""
+    if not isinstance(word, list) or len(word) != 3 or not isinstance(word[0], str):
+        return False
+    times = word[1:]
+    numbers = all(isinstance(t, (int, float)) and not isinstance(t, bool) and math.isfinite(t) for t in times)
+    return numbers and 0 <= times[0] <= times[1]
 
 
 def _check_text_record(fields: dict[str, Any]) -> None:

@@ -1,0 +1,1 @@
+"""Preparation: raw audio and text -> curated records -> codes -> tokenized examples -> packed rows."""
