@@ -7,7 +7,6 @@ import fcntl
 import json
 import logging
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ from typing import Any
 
 from mimo_jax.cli import EXIT_PREEMPTED, UserError
 from mimo_jax.files import write_text
+from mimo_jax.processes import die_with_parent
 
 logger = logging.getLogger(__name__)
 STATE_FILE = "stages.json"
@@ -87,7 +87,7 @@ class Chain:
         process = subprocess.Popen(
             [sys.executable, *arguments],
             env=self._environment,
-            preexec_fn=_die_with_parent,  # noqa: PLW1509
+            preexec_fn=die_with_parent,  # noqa: PLW1509
         )
         try:
             while True:
@@ -113,12 +113,3 @@ class Chain:
 
     def _save(self) -> None:
         write_text(self.folder / STATE_FILE, json.dumps(self.state, indent=1))
-
-
-def _die_with_parent() -> None:
-    """In the child: be killed when the chain is, so that a restart never meets its predecessor (Linux)."""
-    if sys.platform == "linux":
-        import ctypes
-
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)

@@ -13,7 +13,6 @@ import json
 import multiprocessing
 import os
 import shutil
-import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
@@ -26,6 +25,7 @@ from mimo_jax.data.corpus import espeak, noise
 from mimo_jax.data.corpus.plan import CorpusConfig, Utterance, generator, plan_corpus
 from mimo_jax.data.manifest import Record, TextRecord
 from mimo_jax.files import write_text
+from mimo_jax.processes import exit_with_parent
 
 SUMMARY_NAME = "corpus.json"
 _FORMAT = 2  # raise it when the same plan gives other samples
@@ -154,7 +154,7 @@ def _run(out: Path, parts: Path, tasks: list[tuple[int, Sequence[Utterance]]], w
         return
     # Fresh interpreters: forking a process that runs jax or TensorFlow threads can deadlock.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(tasks)), context, initializer=_die_with_parent) as pool:
+    with ProcessPoolExecutor(min(workers, len(tasks)), context, initializer=exit_with_parent) as pool:
         futures = [pool.submit(_make_chunk, out, _part(parts, index), chunk) for index, chunk in tasks]
         try:
             for future in as_completed(futures):
@@ -162,17 +162,6 @@ def _run(out: Path, parts: Path, tasks: list[tuple[int, Sequence[Utterance]]], w
         finally:
             pool.shutdown(cancel_futures=True)
 
-
-def _die_with_parent() -> None:
-    """A pool whose parent was killed would wait for work for ever."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _make_chunk(out: Path, part: Path, chunk: Sequence[Utterance]) -> int:
