@@ -23,6 +23,7 @@ from mimo_jax.files import write_text
 
 MANIFEST_NAME = "manifest.jsonl"
 TEXTS_NAME = "texts.jsonl"
+CONVERSATIONS_NAME = "conversations.jsonl"
 SPLITS = ("train", "validation", "test_voices")
 SUBSETS = ("core", "wide", "user")
 _VALIDATION_SHARE = 50  # one of 50 = 2 %, where a manifest names no split
@@ -123,7 +124,7 @@ REASONS: dict[str, str] = {
 
 
 def read_manifest(path: str | os.PathLike[str]) -> list[Record]:
-    """Reads a manifest file, or ``manifest.jsonl`` in a folder.
+    """Reads a manifest file, or what a folder has of ``manifest.jsonl`` and ``manifest-*.jsonl``.
 
     Missing ``id``s are made from path and range, missing ``split``s by a stable hash of the id (2 % validation), and
     fields that are not of :class:`Record` are kept in ``attributes``. Audio is not looked at: see :func:`scan_records`.
@@ -132,20 +133,29 @@ def read_manifest(path: str | os.PathLike[str]) -> list[Record]:
       FileNotFoundError: there is no such manifest.
       ManifestError: lines that are no valid records, with file, line and what is wrong.
     """
-    return [_record(fields) for fields in _read_lines(_locate(path, MANIFEST_NAME), _check_record)]
+    return [_record(fields) for file in _files(path, MANIFEST_NAME) for fields in _read_lines(file, _check_record)]
 
 
 def read_texts(path: str | os.PathLike[str]) -> list[TextRecord]:
-    """Reads text-only material: a file, or ``texts.jsonl`` in a folder (which may lack it: then there is none).
+    """Reads text-only material: a file, or what a folder has of ``texts.jsonl`` and ``texts-*.jsonl`` (maybe nothing).
 
     Raises:
       FileNotFoundError: a file was named and is not there.
       ManifestError: lines that are no valid records.
     """
-    if Path(path).is_dir() and not (Path(path) / TEXTS_NAME).exists():
-        return []
-    lines = _read_lines(_locate(path, TEXTS_NAME), _check_text_record)
+    lines = [fields for file in _files(path, TEXTS_NAME) for fields in _read_lines(file, _check_text_record)]
     return [TextRecord(**{**fields, "split": fields.get("split") or default_split(fields["id"])}) for fields in lines]
+
+
+def read_conversations(path: str | os.PathLike[str]) -> list[Conversation]:
+    """Reads conversations: a file, or ``conversations*.jsonl`` of a folder, as texts are read.
+
+    Raises:
+      FileNotFoundError: a file was named and is not there.
+      ManifestError: lines that are no valid conversations.
+    """
+    lines = [f for file in _files(path, CONVERSATIONS_NAME) for f in _read_lines(file, _check_conversation)]
+    return [Conversation(**{**fields, "split": fields.get("split") or default_split(fields["id"])}) for fields in lines]
 
 
 def write_manifest(path: str | os.PathLike[str], records: Iterable[Record]) -> None:
@@ -166,7 +176,7 @@ def write_texts(path: str | os.PathLike[str], records: Iterable[TextRecord]) -> 
     _write_lines(path, records)
 
 
-def to_json(record: Record | TextRecord) -> str:
+def to_json(record: Record | TextRecord | Conversation) -> str:
     """One line of a manifest, without the line break. Fields in the order of the class, empty ones left out."""
     fields = {f.name: getattr(record, f.name) for f in dataclasses.fields(record)}
     return json.dumps({k: v for k, v in fields.items() if v is not None and v != {} and v != []}, ensure_ascii=False)
@@ -250,11 +260,19 @@ def _text_problems(records: Sequence[Record]) -> dict[int, Record | Rejected]:
     return problems
 
 
-def _locate(path: str | os.PathLike[str], name: str) -> Path:
-    found = Path(path) / name if Path(path).is_dir() else Path(path)
-    if not found.is_file():
+def _files(path: str | os.PathLike[str], name: str) -> list[Path]:
+    """The named file, or all of that name in a folder: ``name.jsonl`` and volumes ``name-*.jsonl``."""
+    place = Path(path)
+    stem = name.removesuffix(".jsonl")
+    found = [place]
+    if place.is_dir():
+        found = [p for p in (place / name, *sorted(place.glob(f"{stem}-*.jsonl"))) if p.is_file()]
+        if not found and name != MANIFEST_NAME:
+            return []
+    if not found or not found[0].is_file():
         raise FileNotFoundError(
-            f'{found}: no such manifest; it holds one line per recording, like {{"audio": "a.wav", "text": "hello"}}'
+            f"{place if not place.is_dir() else place / name}: no such manifest; it holds one line per recording, like "
+            '{"audio": "a.wav", "text": "hello"}'
         )
     return found
 
@@ -351,6 +369,15 @@ def _check_text_record(fields: dict[str, Any]) -> None:
     if not fields.get("text") or not fields.get("id"):
         raise ManifestError("`id` and `text` are needed")
     unknown = set(fields) - {f.name for f in dataclasses.fields(TextRecord)}
+    if unknown:
+        raise ManifestError(f"unknown fields: {', '.join(sorted(unknown))}")
+
+
+def _check_conversation(fields: dict[str, Any]) -> None:
+    _check_types(fields)
+    if not isinstance(fields.get("turns"), list) or not fields.get("id"):
+        raise ManifestError("`id` and `turns` (a list) are needed")
+    unknown = set(fields) - {f.name for f in dataclasses.fields(Conversation)}
     if unknown:
         raise ManifestError(f"unknown fields: {', '.join(sorted(unknown))}")
 
