@@ -188,9 +188,40 @@ def from_json(line: str) -> Record:
     Raises:
       ManifestError: what is wrong with it.
     """
-    fields = _parse(line)
-    _check_record(fields)
-    return _record(fields)
+    return record_of(_parse(line))
+
+
+def record_of(fields: dict[str, Any]) -> Record:
+    """The record of the fields of a line, as :func:`from_json` makes it; fields that are None count as missing.
+
+    Raises:
+      ManifestError: what is wrong with them.
+    """
+    given = {key: value for key, value in fields.items() if value is not None}
+    _check_record(given)
+    return _record(given)
+
+
+def text_record_of(fields: dict[str, Any]) -> TextRecord:
+    """The text-only record of the fields of a line.
+
+    Raises:
+      ManifestError: what is wrong with them.
+    """
+    given = {key: value for key, value in fields.items() if value is not None}
+    _check_text_record(given)
+    return TextRecord(**{**given, "split": given.get("split") or default_split(given["id"])})
+
+
+def conversation_of(fields: dict[str, Any]) -> Conversation:
+    """The conversation of the fields of a line; whether its turns are sound is not looked at.
+
+    Raises:
+      ManifestError: what is wrong with them.
+    """
+    given = {key: value for key, value in fields.items() if value is not None}
+    _check_conversation(given)
+    return Conversation(**{**given, "split": given.get("split") or default_split(given["id"])})
 
 
 def default_split(record_id: str) -> str:
@@ -302,7 +333,7 @@ def _parse(line: str) -> dict[str, Any]:
         line.encode()  # bytes that are no UTF-8 were read as lone surrogates
     except UnicodeEncodeError as error:
         raise ManifestError("not UTF-8") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ManifestError(f"not JSON ({error})") from error
     if not isinstance(fields, dict):
         raise ManifestError(f"a JSON object is needed, found {type(fields).__name__}")
