@@ -1,11 +1,13 @@
 """Reading and writing audio files: any common format in, mono float32 at one sample rate out.
 
 Every kind of unusable file becomes an :class:`AudioError` with a machine-readable reason, so that callers count and
-list bad files instead of crashing on them or, worse, training on half of one.
+list bad files instead of crashing on them or, worse, training on half of one. A file may also be named by a URL, or be
+a part of another one: see :mod:`mimo_jax.data.references`.
 """
 
 from __future__ import annotations
 
+import io
 import os
 import struct
 from pathlib import Path
@@ -13,6 +15,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from mimo_jax.data.references import AudioError, is_reference, open_reference
 from mimo_jax.files import replacing
 
 SAMPLE_RATE = 24_000
@@ -20,7 +23,8 @@ SAMPLE_RATE = 24_000
 
 REASONS: dict[str, str] = {
     "missing": "no such file",
-    "unreadable": "the file cannot be opened (permissions or I/O)",
+    "unreadable": "the file cannot be opened (permissions, I/O, a package that reads it is not installed)",
+    "bad_reference": "the range of bytes or the row that is named is not in the file",
     "empty_file": "the file has 0 bytes",
     "not_audio": "no known audio format",
     "corrupt": "an audio header, but nothing that can be decoded",
@@ -47,19 +51,6 @@ _MP3_SLACK_FRAMES = 1152
 _UNKNOWN_SIZE = 0xFFFFFFFF
 
 
-class AudioError(Exception):
-    """A file that cannot be used. ``reason`` is a key of :data:`REASONS`, ``detail`` says what was found."""
-
-    def __init__(self, reason: str, path: str | os.PathLike[str], detail: str) -> None:
-        super().__init__(reason, str(path), detail)
-        self.reason = reason
-        self.path = str(path)
-        self.detail = detail
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.reason}: {self.detail}"
-
-
 def load_audio(
     path: str | os.PathLike[str],
     sample_rate: int = SAMPLE_RATE,
@@ -72,6 +63,7 @@ def load_audio(
 ) -> np.ndarray:
     """Reads a file, or the part from ``start`` to ``end`` seconds, as mono float32 ``[samples]`` at ``sample_rate`` Hz.
 
+    ``path`` is a local path or a reference (:mod:`mimo_jax.data.references`: URLs, ranges of bytes, rows of tables).
     Channels are averaged; resampling is soxr's HQ. The limits are in seconds of the part that is read.
 
     Raises:
@@ -102,14 +94,35 @@ def read_native(
     silence_peak: float = SILENCE_PEAK,
 ) -> tuple[np.ndarray, int]:
     """Like :func:`load_audio` without resampling: (mono float32 ``[samples]``, the file's own sample rate in Hz)."""
-    import soundfile
-
+    limits = (min_seconds, max_seconds, silence_peak)
+    if is_reference(os.fspath(path)):
+        with open_reference(os.fspath(path)) as file:
+            try:
+                _check_bytes(path, file)
+                file.seek(0)
+            except OSError as error:
+                raise AudioError("unreadable", path, str(error)) from error
+            return _read(path, file, start, end, limits)
     path = Path(path)
     _check_container(path)
+    return _read(path, path, start, end, limits)
+
+
+def _read(
+    path: str | os.PathLike[str],
+    source: Path | BinaryIO,
+    start: float | None,
+    end: float | None,
+    limits: tuple[float, float, float],
+) -> tuple[np.ndarray, int]:
+    """(wave, sample rate) of what passed the check of its container; ``limits`` as in :func:`read_native`."""
+    import soundfile
+
+    min_seconds, max_seconds, silence_peak = limits
     try:
-        file = soundfile.SoundFile(path)
+        file = soundfile.SoundFile(source)
     except (soundfile.LibsndfileError, TypeError, ValueError) as error:
-        raise _open_error(path, str(error)) from error
+        raise _open_error(path, source, str(error)) from error
     with file:
         if not _RATE_LIMITS[0] <= file.samplerate <= _RATE_LIMITS[1]:
             raise AudioError(
@@ -162,7 +175,9 @@ def _write(path: str | os.PathLike[str], wave: np.ndarray, rate: int, kind: str,
         soundfile.write(partial, pcm, rate, format=kind, subtype=subtype, **options)
 
 
-def _frame_range(path: Path, frames: int, rate: int, start: float | None, end: float | None) -> tuple[int, int, bool]:
+def _frame_range(
+    path: str | os.PathLike[str], frames: int, rate: int, start: float | None, end: float | None
+) -> tuple[int, int, bool]:
     """(first frame, number of frames, whether that is all up to the end the header promises)."""
     if frames <= 0:
         raise AudioError("zero_length", path, "the file holds no frames")
@@ -175,7 +190,7 @@ def _frame_range(path: Path, frames: int, rate: int, start: float | None, end: f
     return first, last - first, end is None
 
 
-def _decode(path: Path, file: Any, first: int, count: int, max_seconds: float) -> np.ndarray:
+def _decode(path: str | os.PathLike[str], file: Any, first: int, count: int, max_seconds: float) -> np.ndarray:
     """Decodes block by block: memory follows what is really there, whatever a damaged header promises."""
     import soundfile
 
@@ -205,29 +220,35 @@ def _decode(path: Path, file: Any, first: int, count: int, max_seconds: float) -
 
 
 def _check_container(path: Path) -> None:
-    """What only the bytes can tell: decoders quietly shorten a WAV, AIFF, AU or Ogg file that was cut off."""
+    """What can be told of a local file without a decoder."""
     try:
         if not path.is_file():
             raise AudioError("missing", path, "not a file" if path.exists() else "no such file")
-        size = path.stat().st_size
-        if size == 0:
-            raise AudioError("empty_file", path, "0 bytes")
         with open(path, "rb") as file:
-            head = file.read(12)
-            if head[:4] == b"RIFF" and head[8:] == b"WAVE":
-                declared, present = _chunk_sizes(file, size, b"data", "<I")
-            elif head[:4] == b"FORM" and head[8:11] == b"AIF":
-                declared, present = _chunk_sizes(file, size, b"SSND", ">I")
-            elif head[:4] == b".snd" and len(head) == 12:
-                offset, declared = struct.unpack(">II", head[4:])
-                present = size - offset
-            elif head[:4] == b"OggS":
-                _check_ogg_end(path, file, size)
-                return
-            else:
-                return
+            _check_bytes(path, file)
     except OSError as error:
         raise AudioError("unreadable", path, str(error)) from error
+
+
+def _check_bytes(path: str | os.PathLike[str], file: BinaryIO) -> None:
+    """What only the bytes can tell: decoders quietly shorten a WAV, AIFF, AU or Ogg file that was cut off."""
+    size = file.seek(0, io.SEEK_END)
+    if size == 0:
+        raise AudioError("empty_file", path, "0 bytes")
+    file.seek(0)
+    head = file.read(12)
+    if head[:4] == b"RIFF" and head[8:] == b"WAVE":
+        declared, present = _chunk_sizes(file, size, b"data", "<I")
+    elif head[:4] == b"FORM" and head[8:11] == b"AIF":
+        declared, present = _chunk_sizes(file, size, b"SSND", ">I")
+    elif head[:4] == b".snd" and len(head) == 12:
+        offset, declared = struct.unpack(">II", head[4:])
+        present = size - offset
+    elif head[:4] == b"OggS":
+        _check_ogg_end(path, file, size)
+        return
+    else:
+        return
     if declared != _UNKNOWN_SIZE and declared > present:
         raise AudioError("truncated", path, f"the header promises {declared} bytes of samples, {present} are there")
 
@@ -245,7 +266,7 @@ def _chunk_sizes(file: BinaryIO, size: int, name: bytes, order: str) -> tuple[in
     return max(0, position - size), 0
 
 
-def _check_ogg_end(path: Path, file: BinaryIO, size: int) -> None:
+def _check_ogg_end(path: str | os.PathLike[str], file: BinaryIO, size: int) -> None:
     """A complete Ogg stream ends in a whole page with the end-of-stream flag (RFC 3533, section 6)."""
     tail_size = min(size, 1 << 17)  # a page has at most 65,307 bytes
     file.seek(size - tail_size)
@@ -259,9 +280,13 @@ def _check_ogg_end(path: Path, file: BinaryIO, size: int) -> None:
         raise AudioError("truncated", path, "the last Ogg page is incomplete")
 
 
-def _open_error(path: Path, message: str) -> AudioError:
-    with open(path, "rb") as file:
-        head = file.read(12)
+def _open_error(path: str | os.PathLike[str], source: Path | BinaryIO, message: str) -> AudioError:
+    if isinstance(source, Path):
+        with open(source, "rb") as file:
+            head = file.read(12)
+    else:
+        source.seek(0)
+        head = source.read(12)
     if head[:4] == b"fLaC":
         return AudioError("truncated", path, f"a FLAC header without a decodable stream ({message})")
     if head[8:12] == b"WAVE" or head[8:11] == b"AIF":
