@@ -9,15 +9,16 @@ number of hosts nor the depth of prefetching changes a byte.
 import hashlib
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
-from mimo_jax.data.mixtures import Mixture, RateSchedule, get_mixture, tilt
-from mimo_jax.data.packing import Rows
+from mimo_jax.data.mixtures import Curriculum, Mixture, Phase, get_mixture, tilt
+from mimo_jax.data.packing import Overlong, Rows
 from mimo_jax.data.permutation import key_of, permute
 from mimo_jax.data.prepared import Prepared
-from mimo_jax.data.records import Example, RecordReader, from_bytes
+from mimo_jax.data.records import Example, RecordReader, from_bytes, part_of
 from mimo_jax.data.sequence import empty_audio
 
 Batch = dict[str, np.ndarray]
@@ -25,13 +26,21 @@ Batch = dict[str, np.ndarray]
 logger = logging.getLogger(__name__)
 
 
+class Places(NamedTuple):
+    """Where rows of a step come from: number of the task, epoch of the task, its packed row (-1 behind the end)."""
+
+    tasks: np.ndarray
+    epochs: np.ndarray
+    rows: np.ndarray
+
+
 class PackedSource:
-    """Batches of a mixture (or task) of a prepared folder.
+    """Batches of a mixture (or task) of a prepared folder. Can be pickled; files are opened anew.
 
     Args:
         folder: a prepared folder.
-        mixture: name of a mixture or task, or a `Mixture`. A text share out of reach of its tasks is warned of, and
-            the rates stay as declared.
+        mixture: name of a mixture or task, or a `Mixture`; or phases of them, each but the last with its tokens. A text
+            share out of reach of its tasks is warned of, and the rates stay as declared.
         batch_size: rows of the global batch.
         context: positions of a row.
         split: "train", "validation" or "test_voices".
@@ -39,16 +48,19 @@ class PackedSource:
         host_index, host_count: this host's slice of the batch, rows ``host_index * B / host_count`` and on.
         repeat: False gives one pass; rows behind its end are empty (segment id 0 everywhere).
         cache_bytes: records kept in memory, over all tasks.
+        before: what earlier stages have read with the same seed and context; every task goes on where they stopped in
+            its epoch. Their tokens count as rows by the tasks' means, see `mixtures.Curriculum`.
+        overlong: what becomes of examples longer than the context, see `packing.plan_rows`.
 
     Raises:
         FileNotFoundError: no prepared folder.
-        ValueError: no task of the mixture has examples, or a batch that the hosts do not divide.
+        ValueError: no task of a phase has examples, phases without tokens, or a batch that the hosts do not divide.
     """
 
     def __init__(
         self,
         folder: str | os.PathLike[str],
-        mixture: str | Mixture,
+        mixture: str | Mixture | Sequence[Phase],
         batch_size: int,
         context: int,
         split: str = "train",
@@ -57,6 +69,8 @@ class PackedSource:
         host_count: int = 1,
         repeat: bool = True,
         cache_bytes: int = 512 << 20,
+        before: Sequence[Phase] = (),
+        overlong: Overlong = "split",
     ):
         if batch_size % host_count or not 0 <= host_index < host_count:
             raise ValueError(f"batch of {batch_size} rows, host {host_index} of {host_count}: the hosts must divide it")
@@ -66,10 +80,13 @@ class PackedSource:
         per_host = batch_size // host_count
         self._host_rows = np.arange(host_index * per_host, (host_index + 1) * per_host)
 
-        spec = get_mixture(mixture)
-        plans = self._plans(spec, split)
+        own = [Phase(mixture)] if isinstance(mixture, (str, Mixture)) else list(mixture)
+        phases = [*before, *own]
+        specs = [get_mixture(phase.mixture) for phase in phases]
+        plans = self._plans(specs, split, overlong)
         self.tasks: tuple[str, ...] = tuple(plans)
         self._rows: tuple[Rows, ...] = tuple(plans.values())
+        self._num_rows = np.asarray([rows.num_rows for rows in self._rows])
         self._readers: tuple[RecordReader, ...] = tuple(
             self._prepared.reader(task, split, cache_bytes // len(self.tasks)) for task in self.tasks
         )
@@ -77,20 +94,25 @@ class PackedSource:
         self._task_keys = [
             int.from_bytes(hashlib.blake2b(task.encode(), digest_size=8).digest(), "little") for task in self.tasks
         ]
-        self._row_counts = [np.stack(rows.row_counts(), axis=1) for rows in self._rows]
-        self.rates: np.ndarray = self._rates(spec)
-        self._schedule = RateSchedule(self.rates)
+        # float [phases, tasks]; text and audio positions of a mean row, float [tasks, 2].
+        self._means = np.asarray([rows.positions for rows in self._rows]) / self._num_rows[:, None]
+        rates = np.stack([self._rates_of(spec) for spec in specs])
+        self._curriculum = Curriculum(rates, self._means.sum(axis=1), [phase.tokens for phase in phases])
+        self._first_row = int(self._curriculum.starts[len(before)])
+        self.rates: np.ndarray = rates[-1]
 
-    def _plans(self, spec: Mixture, split: str) -> dict[str, Rows]:
+    def _plans(self, specs: Sequence[Mixture], split: str, overlong: Overlong) -> dict[str, Rows]:
+        """The plans of all tasks that have examples, each phase's in its mixture's order, the first phase first."""
         there = self._prepared.tasks(split)
-        wanted = [task for task, rate in spec.rates.items() if rate > 0]
-        plans = {task: self._prepared.rows(task, split, self._context) for task in wanted if task in there}
+        wanted = list(dict.fromkeys(task for spec in specs for task, rate in spec.rates.items() if rate > 0))
+        plans = {task: self._prepared.rows(task, split, self._context, overlong) for task in wanted if task in there}
         plans = {task: rows for task, rows in plans.items() if rows.num_rows}
-        if not plans:
-            raise ValueError(
-                f"{self._prepared.folder}: none of {wanted} has {split} examples of up to {self._context} positions; "
-                f"there are {sorted(there)}"
-            )
+        for spec in specs:
+            if not any(spec.rates.get(task, 0) > 0 for task in plans):
+                raise ValueError(
+                    f"{self._prepared.folder}: none of {[t for t, rate in spec.rates.items() if rate > 0]} has {split} "
+                    f"examples of up to {self._context} positions; there are {sorted(there)}"
+                )
         if missing := [task for task in wanted if task not in plans]:
             logger.warning("%s has no %s examples; the other tasks take their share", ", ".join(missing), split)
         for task, rows in plans.items():
@@ -98,11 +120,13 @@ class PackedSource:
                 logger.warning("%s: %d examples do not fit %d positions", task, len(rows.dropped), self._context)
         return plans
 
-    def _rates(self, spec: Mixture) -> np.ndarray:
-        rates = np.asarray([spec.rates[task] for task in self.tasks], np.float64)
+    def _rates_of(self, spec: Mixture) -> np.ndarray:
+        """Rates of a mixture's rows over all tasks, summing to 1, tilted to its share of text."""
+        declared = np.asarray([max(spec.rates.get(task, 0), 0) for task in self.tasks], np.float64)
         if spec.text_share is None:
-            return rates / rates.sum()
-        totals = np.asarray([counts.mean(axis=0) for counts in self._row_counts])
+            return declared / declared.sum()
+        mine = np.flatnonzero(declared)
+        totals, rates = self._means[mine], declared[mine]
         # A tilt over rows reaches a share over positions when each task's excess over the wanted share is weighed by
         # how many positions its rows hold: sum rate * (text - wanted * all) = 0.
         excess = totals[:, 0] - spec.text_share * totals.sum(axis=1)
@@ -113,18 +137,19 @@ class PackedSource:
                 "text share %.3f is out of reach: the tasks' own shares lie in %.3f..%.3f; the rates stay as declared",
                 *(spec.text_share, own.min(), own.max()),
             )
-            return rates / rates.sum()
-        return tilt(rates, shares, spec.text_share)
+            return declared / declared.sum()
+        declared[mine] = tilt(rates, shares, spec.text_share)
+        return declared
 
     @property
     def num_examples(self) -> int:
         """Packed pieces of all tasks."""
-        return sum(len(rows.example) for rows in self._rows)
+        return sum(rows.num_pieces for rows in self._rows)
 
     @property
     def num_rows(self) -> int:
         """Packed rows of all tasks."""
-        return sum(rows.num_rows for rows in self._rows)
+        return int(self._num_rows.sum())
 
     @property
     def fill(self) -> dict[str, float]:
@@ -132,40 +157,46 @@ class PackedSource:
         return {task: rows.fill for task, rows in zip(self.tasks, self._rows, strict=True)}
 
     def steps_per_pass(self) -> int:
-        """Steps after which every row of every task has come at least once (exactly once for a single task)."""
-        needed = [rows.num_rows / rate for rows, rate in zip(self._rows, self.rates, strict=True)]
+        """Steps after which every row of every task has come at least once (exactly once for a single task).
+
+        At the rates of the last phase.
+        """
+        needed = [rows / rate for rows, rate in zip(self._num_rows, self.rates, strict=True) if rate]
         return int(-(-max(needed) // self._batch_size))
 
-    def _locate(self, step: int, rows: np.ndarray) -> list[tuple[int, int]]:
-        """(task number, packed row, or -1 behind the end) of the given rows of a step."""
-        tasks, before = self._schedule.rows(step * self._batch_size + rows)
-        sizes = np.asarray([r.num_rows for r in self._rows])[tasks]
-        epochs, places = np.divmod(before, sizes)
+    def places(self, step: int, rows: np.ndarray | None = None) -> Places:
+        """Where the given rows of a step's global batch (all by default) come from."""
+        rows = np.arange(self._batch_size) if rows is None else rows
+        tasks, before = self._curriculum.rows(self._first_row + step * self._batch_size + rows)
+        epochs, nth = np.divmod(before, self._num_rows[tasks])
         packed = np.full(len(rows), -1, np.int64)
         for task, epoch in sorted(set(zip(tasks.tolist(), epochs.tolist(), strict=True))):
             if epoch and not self._repeat:
                 continue
             here = (tasks == task) & (epochs == epoch)
             key = key_of(self._seed, self._task_keys[task], epoch)
-            packed[here] = permute(places[here], self._rows[task].num_rows, key)
-        return list(zip(tasks.tolist(), packed.tolist(), strict=True))
+            packed[here] = permute(nth[here], int(self._num_rows[task]), key)
+        return Places(tasks, epochs, packed)
+
+    def _counts(self, step: int) -> np.ndarray:
+        """Text and audio positions of the global batch by task, int64 [tasks, 2], from the packing plans alone."""
+        tasks, _, rows = self.places(step)
+        counts = np.zeros((len(self.tasks), 2), np.int64)
+        for task in np.unique(tasks).tolist():
+            mine = rows[(tasks == task) & (rows >= 0)]
+            counts[task] = self._rows[task].counts[mine].sum(axis=0, dtype=np.int64)
+        return counts
 
     def token_counts(self, step: int) -> tuple[int, int]:
-        """(text, audio) positions of the whole global batch of a step, from the packing plan alone."""
-        located = self._locate(step, np.arange(self._batch_size))
-        counts = [self._row_counts[task][row] for task, row in located if row >= 0]
-        text, audio = np.sum(counts, axis=0) if counts else (0, 0)
-        return int(text), int(audio)
+        """(text, audio) positions of the whole global batch of a step, without reading it."""
+        text, audio = self._counts(step).sum(axis=0).tolist()
+        return text, audio
 
     def task_counts(self, step: int) -> dict[str, tuple[int, int]]:
         """(text, audio) positions of the global batch by task."""
-        out = dict.fromkeys(self.tasks, (0, 0))
-        for task, row in self._locate(step, np.arange(self._batch_size)):
-            if row >= 0:
-                name = self.tasks[task]
-                text, audio = self._row_counts[task][row].tolist()
-                out[name] = (out[name][0] + text, out[name][1] + audio)
-        return out
+        return {
+            task: (text, audio) for task, (text, audio) in zip(self.tasks, self._counts(step).tolist(), strict=True)
+        }
 
     def batch(self, step: int) -> Batch:
         """This host's rows of a step.
@@ -175,8 +206,8 @@ class PackedSource:
             int32 [B, T] (0 at padding), positions int32 [B, T] (from 0 in every segment), loss_mask bool [B, T] (the
             position is a target; never the first of its segment).
         """
-        located = self._locate(step, self._host_rows)
-        shape = (len(located), self._context)
+        places = self.places(step, self._host_rows)
+        shape = (len(self._host_rows), self._context)
         out: Batch = {
             "text": np.zeros(shape, np.int32),
             "audio": empty_audio(shape, self._layout),
@@ -184,42 +215,33 @@ class PackedSource:
             "positions": np.zeros(shape, np.int32),
             "loss_mask": np.zeros(shape, bool),
         }
-        examples = self._read(located)
-        for line, (task, row) in enumerate(located):
-            if row >= 0:
-                self._fill(out, line, task, row, examples[task])
+        for task in np.unique(places.tasks).tolist():
+            lines = np.flatnonzero((places.tasks == task) & (places.rows >= 0)).tolist()
+            for line, examples in zip(lines, self._read(task, places.rows[lines].tolist()), strict=True):
+                self._fill({name: array[line] for name, array in out.items()}, examples)
         return out
 
-    def _pieces(self, task: int, row: int) -> range:
-        offsets = self._rows[task].offsets
-        return range(int(offsets[row]), int(offsets[row + 1]))
+    def _read(self, task: int, rows: Sequence[int]) -> list[list[Example]]:
+        """What lies in each row of a task; its records are read in one go."""
+        pieces = [self._rows[task].pieces(row) for row in rows]
+        numbers = [piece.example for row in pieces for piece in row]
+        records = iter(self._readers[task].read(numbers))
+        empty = self._layout.special.empty
+        return [[part_of(from_bytes(next(records)), piece.span, empty) for piece in row] for row in pieces]
 
-    def _read(self, located: list[tuple[int, int]]) -> list[dict[int, Example]]:
-        """Per task: the examples its rows need, each read once."""
-        found: list[dict[int, Example]] = []
-        for task, (rows, reader) in enumerate(zip(self._rows, self._readers, strict=True)):
-            mine = [row for t, row in located if t == task and row >= 0]
-            numbers = sorted({int(rows.example[p]) for row in mine for p in self._pieces(task, row)})
-            found.append(dict(zip(numbers, map(from_bytes, reader.read(numbers)), strict=True)))
-        return found
-
-    def _fill(self, out: Batch, line: int, task: int, row: int, examples: dict[int, Example]) -> None:
-        rows = self._rows[task]
-        at = 0
-        for segment, piece in enumerate(self._pieces(task, row), start=1):
-            example = examples[int(rows.example[piece])]
-            start, stop = int(rows.start[piece]), int(rows.stop[piece])
-            here = slice(at, at + stop - start)
-            text = example.text[start:stop]
-            is_audio = text == self._layout.special.empty
-            first = int((example.text[:start] == self._layout.special.empty).sum()) if start else 0
-            out["text"][line, here] = text
-            out["audio"][line, here][is_audio] = example.codes[first : first + int(is_audio.sum())]
-            out["segment_ids"][line, here] = segment
-            out["positions"][line, here] = np.arange(stop - start)
-            out["loss_mask"][line, here] = example.loss[start:stop]
-            out["loss_mask"][line, at] = False
-            at += stop - start
+    def _fill(self, row: Batch, examples: Sequence[Example]) -> None:
+        """Write examples one behind the other into views of one row of a batch."""
+        lengths = np.asarray([len(example.text) for example in examples])
+        starts = np.cumsum(lengths) - lengths
+        used = int(lengths.sum())
+        text = np.concatenate([example.text for example in examples], out=row["text"][:used])
+        row["audio"][np.flatnonzero(text == self._layout.special.empty)] = np.concatenate(
+            [example.codes for example in examples]
+        )
+        row["segment_ids"][:used] = np.repeat(np.arange(1, len(examples) + 1), lengths)
+        row["positions"][:used] = np.arange(used) - np.repeat(starts, lengths)
+        np.concatenate([example.loss for example in examples], out=row["loss_mask"][:used], casting="unsafe")
+        row["loss_mask"][starts] = False
 
 
 def held_out_sources(

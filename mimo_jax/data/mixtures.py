@@ -1,10 +1,10 @@
-"""Mixtures of tasks, with rates by tokens, as a table; and the schedule that turns rates into rows.
+"""Mixtures of tasks, with rates by tokens, as a table; and the schedules that turn rates into rows.
 
 All rows have the context length and are filled to about 99 %, so a task's share of the rows is its share of the tokens.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -21,6 +21,19 @@ class Mixture:
 
     rates: Mapping[str, float]
     text_share: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """A mixture for a number of tokens.
+
+    Attributes:
+        mixture: name of a mixture or task, or a `Mixture`.
+        tokens: positions (text and audio) of the phase; None for a last phase without an end.
+    """
+
+    mixture: str | Mixture
+    tokens: float | None = None
 
 
 # The report names the formats of each stage and the token totals by modality (1.2 T text : 1.4 T audio, 2.6 T : 2.4 T)
@@ -137,3 +150,57 @@ class RateSchedule:
         cycle, place = np.divmod(np.asarray(numbers, np.int64), self._period)
         task = self._task[place]
         return task, cycle * self._counts[task] + self._nth[place]
+
+    def counts(self, rows: int) -> np.ndarray:
+        """How many of the first ``rows`` rows are of each task, int64 [N]."""
+        cycle, place = divmod(rows, self._period)
+        return cycle * self._counts + np.bincount(self._task[:place], minlength=len(self._counts))
+
+
+class Curriculum:
+    """Which task each row is of, phase after phase; in constant time, for any row number.
+
+    A phase's tokens become rows by the mean tokens per row at its rates, so that the row at which it ends is known in
+    advance: the tokens really counted up to there differ by the luck of the draw, less than 0.5 % from a few hundred
+    rows on. A task's rows go on in the next phase where they stopped.
+
+    Args:
+        rates: float [phases, N], 0 where a phase does without a task.
+        tokens_per_row: float [N], mean over the rows of each task.
+        tokens: of each phase; None for the last, which has no end.
+    """
+
+    def __init__(self, rates: np.ndarray, tokens_per_row: np.ndarray, tokens: Sequence[float | None]):
+        if any(not n or n < 0 for n in tokens[:-1]) or tokens[-1] is not None:
+            raise ValueError(
+                f"tokens of the phases are {list(tokens)}: each but the last needs some, the last has None"
+            )
+        self._schedules: list[RateSchedule] = []
+        self._tasks: list[np.ndarray] = []
+        starts = [0]
+        before = [np.zeros(rates.shape[1], np.int64)]
+        for phase, budget in zip(rates, tokens, strict=True):
+            # Only the phase's own tasks, in their order: then it is spread as it would be by itself.
+            tasks = np.flatnonzero(phase)
+            schedule = RateSchedule(phase[tasks])
+            self._schedules.append(schedule)
+            self._tasks.append(tasks)
+            if budget is not None:
+                rows = int(np.ceil(budget / (tokens_per_row @ phase / phase.sum())))
+                starts.append(starts[-1] + rows)
+                before.append(before[-1].copy())
+                before[-1][tasks] += schedule.counts(rows)
+        self.starts = np.asarray(starts, np.int64)
+        self._before = before
+
+    def rows(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Row numbers int64 [n] -> (task [n], how many rows of that task came before [n])."""
+        numbers = np.asarray(numbers, np.int64)
+        task, before = np.empty_like(numbers), np.empty_like(numbers)
+        phases = np.searchsorted(self.starts, numbers, side="right") - 1
+        for phase in np.unique(phases).tolist():
+            here = phases == phase
+            own, nth = self._schedules[phase].rows(numbers[here] - self.starts[phase])
+            task[here] = self._tasks[phase][own]
+            before[here] = nth + self._before[phase][task[here]]
+        return task, before

@@ -1,5 +1,6 @@
 """Where things lie in a prepared folder, and reading them: the one place that knows its names."""
 
+import functools
 import json
 import os
 import pathlib
@@ -7,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mimo_jax.data import packing
+from mimo_jax.data import packing, row_index
 from mimo_jax.data.records import RecordReader, from_bytes
 from mimo_jax.data.sequence import Layout, SpecialTokens
 
@@ -62,9 +63,9 @@ class Prepared:
         """Random access to the examples of a task and split."""
         return RecordReader(self.shards(task, split), cache_bytes)
 
-    def rows(self, task: str, split: str, context: int) -> packing.Rows:
-        """The packing plan of a task and split; made and kept when this context length was not prepared ahead."""
-        return planned_rows(self.folder, task, split, context, self.layout.special.empty)
+    def rows(self, task: str, split: str, context: int, overlong: packing.Overlong = "split") -> packing.Rows:
+        """The packing plan of a task and split; see `planned_rows`."""
+        return planned_rows(self.folder, task, split, context, self.layout.special.empty, overlong)
 
 
 def planned_rows(
@@ -77,18 +78,27 @@ def planned_rows(
 ) -> packing.Rows:
     """The rows of a task and split for one context length, planned and written if they are not there.
 
-    ``empty`` is the id of ``<|empty|>``.
+    Args:
+        folder: a prepared folder.
+        task, split: of the examples.
+        context: positions of a row.
+        empty: id of ``<|empty|>``.
+        overlong: what becomes of examples longer than the context, see `packing.plan_rows`; each way has its own plan.
+
+    Raises:
+        ValueError: an unknown way with overlong examples.
     """
-    path = folder / "rows" / f"{task}-{split}-{context}.npz"
-    if path.is_file():
-        return packing.load_rows(path)
     examples = folder / "examples" / task
-    reader = RecordReader(sorted(examples.glob(f"{split}-*.array_record")))
 
-    def read(number: int) -> tuple[tuple[int, ...], np.ndarray]:
-        example = from_bytes(reader.read([number])[0])
-        return example.borders, example.text == empty
+    @functools.cache
+    def reader() -> RecordReader:
+        return RecordReader(sorted(examples.glob(f"{split}-*.array_record")))
 
-    rows = packing.plan_rows(np.load(examples / f"{split}-lengths.npy"), context, overlong=overlong, read=read)
-    packing.save_rows(path, rows)
-    return rows
+    def outline(number: int) -> packing.Outline:
+        example = from_bytes(reader().read([number])[0])
+        return packing.Outline(example.borders, example.text == empty, example.loss != 0)
+
+    counts = np.load(examples / f"{split}-lengths.npy", mmap_mode="r")
+    return row_index.planned(
+        folder / "rows" / f"{task}-{split}-{context}-{overlong}", counts, context, overlong, outline
+    )

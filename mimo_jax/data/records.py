@@ -10,10 +10,12 @@ import os
 import struct
 import threading
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import msgpack
 import numpy as np
 
+from mimo_jax.data.packing import Span
 from mimo_jax.data.sequence import Sequenced
 from mimo_jax.files import replacing
 
@@ -101,6 +103,25 @@ def from_bytes(data: bytes) -> Example:
     )
 
 
+def part_of(example: Example, span: Span | None, empty: int) -> Example:
+    """A part of an example: what the span repeats without loss, then its positions; None is all of it.
+
+    ``empty`` is the id of ``<|empty|>``. Where the repetition does not end at the part's start, the first position
+    after it is no target either: what came before it is missing.
+    """
+    if span is None:
+        return example
+    start, stop, context_start, context_stop = span
+    index = np.concatenate([np.arange(context_start, context_stop), np.arange(start, stop)])
+    is_audio = example.text == empty
+    patch = np.cumsum(is_audio) - 1
+    loss = example.loss[index]
+    repeated = context_stop - context_start
+    loss[: repeated + (context_stop != start)] = 0
+    codes = example.codes[patch[index[is_audio[index]]]]
+    return dataclasses.replace(example, text=example.text[index], codes=codes, loss=loss)
+
+
 def write_records(path: str | os.PathLike[str], records: Iterable[bytes]) -> int:
     """Write an ArrayRecord file; it appears under its name only when complete. Returns the number of records."""
     from array_record.python import array_record_module
@@ -118,17 +139,21 @@ def write_records(path: str | os.PathLike[str], records: Iterable[bytes]) -> int
 class RecordReader:
     """Random access to the records of several ArrayRecord files, numbered through in the files' order.
 
-    Thread-safe. Up to ``cache_bytes`` of records are kept in memory (first come, first kept), which for small sets
-    makes every epoch after the first free of reading.
+    Thread-safe; a pickled reader opens its files anew. Up to ``cache_bytes`` of records are kept in memory (first come,
+    first kept), which for small sets makes every epoch after the first free of reading.
     """
 
     def __init__(self, paths: Sequence[str | os.PathLike[str]], cache_bytes: int = 0):
         from grain.sources import ArrayRecordDataSource
 
-        self._source = ArrayRecordDataSource([str(p) for p in paths]) if paths else None
+        self._arguments = ([os.fspath(p) for p in paths], cache_bytes)
+        self._source = ArrayRecordDataSource(self._arguments[0]) if paths else None
         self._cache: dict[int, bytes] = {}
         self._room = cache_bytes
         self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return RecordReader, self._arguments
 
     def __len__(self) -> int:
         return len(self._source) if self._source else 0
@@ -138,9 +163,8 @@ class RecordReader:
         missing = sorted({int(i) for i in indices if int(i) not in self._cache})
         fresh: dict[int, bytes] = {}
         if missing and self._source:
-            # A reader's position is shared state: one thread at a time.
-            with self._lock:
-                fresh = dict(zip(missing, self._source.__getitems__(missing), strict=True))
+            # One by one: a bulk read of this source starts a pool of threads for every call.
+            fresh = {index: self._source[index] for index in missing}
         with self._lock:
             for index, data in fresh.items():
                 if len(data) <= self._room and index not in self._cache:
