@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
+import functools
 import logging
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import jax
@@ -18,6 +19,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from mimo_jax.cli import EXIT_PREEMPTED, UserError
+from mimo_jax.data.iterate import prefetch
 from mimo_jax.parallel import mesh as mesh_lib
 from mimo_jax.training.checkpoints import Checkpoints, Meta
 from mimo_jax.training.metrics import MetricWriter
@@ -45,7 +47,8 @@ class Intervals:
       log: a line, a JSONL record.
       evaluate: held-out evaluation over `evaluation_batches` batches.
       checkpoint: a checkpoint.
-      prefetch: batches prepared ahead.
+      prefetch: batches that lie on the device ahead of their step.
+      workers: processes that make batches; 0 makes them in threads of this one.
     """
 
     log: int = 20
@@ -53,23 +56,7 @@ class Intervals:
     evaluation_batches: int = 4
     checkpoint: int = 500
     prefetch: int = 3
-
-
-def prefetch(batch: Callable[[int], Any], start: int, depth: int) -> Generator[tuple[int, Any], None, None]:
-    """(step, batch(step)) from `start` on, with `depth` batches prepared in threads, always in order."""
-    with ThreadPoolExecutor(max_workers=max(1, min(depth, 2)), thread_name_prefix="batch") as pool:
-        pending: collections.deque = collections.deque()
-        step = start
-        try:
-            while True:
-                while len(pending) < max(depth, 1):
-                    pending.append((step, pool.submit(batch, step)))
-                    step += 1
-                number, future = pending.popleft()
-                yield number, future.result()
-        finally:
-            for _, future in pending:
-                future.cancel()
+    workers: int = 0
 
 
 class StopRequest:
@@ -151,12 +138,13 @@ def run(
             logger.info("%s step %d held out: %s", name, step, _format(results))
 
     step = meta.step
-    batches = prefetch(source.batch, step, intervals.prefetch)
-    with StopRequest() as stop:
+    place = functools.partial(mesh_lib.put_batch, mesh=mesh)
+    reading = contextlib.closing(prefetch(source.batch, step, intervals.prefetch, intervals.workers, place))
+    with StopRequest() as stop, reading as batches:
         while budget.progress(step, text_tokens + audio_tokens) < 1.0:
             progress = budget.progress(step, text_tokens + audio_tokens)
             number, batch = next(batches)
-            state, metrics = train_step(state, mesh_lib.put_batch(batch, mesh), np.float32(progress))
+            state, metrics = train_step(state, batch, np.float32(progress))
             text, audio = source.token_counts(number)
             text_tokens, audio_tokens, step = text_tokens + text, audio_tokens + audio, number + 1
             window_steps += 1
@@ -184,7 +172,6 @@ def run(
                 sys.exit(EXIT_PREEMPTED)
             if intervals.checkpoint and step % intervals.checkpoint == 0 and not done:
                 checkpoints.save(state, meta_now(step, finished=False))
-    batches.close()
     evaluate(step)
     checkpoints.save(state, meta_now(step, finished=True))
     checkpoints.wait()
