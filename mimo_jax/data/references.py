@@ -56,6 +56,13 @@ def container(audio: str) -> str:
     return found["file"] if found else audio
 
 
+def local_path(path: str) -> str | None:
+    """The local path as the file system knows it, also of a file:// URL; None for what is elsewhere."""
+    if not is_url(path):
+        return path
+    return unquote(path[7:]) if path[:7].lower() == "file://" else None
+
+
 def byte_range(file: str, start: int, end: int | None = None) -> str:
     """The reference of bytes ``start`` up to, not with, ``end`` of a file or URL; None is its end."""
     return f"{file}#bytes={start}-{'' if end is None else end}"
@@ -104,7 +111,7 @@ def signature(audio: str) -> list[Any] | None:
 
     Objects behind URLs are not asked, as that takes a request each.
     """
-    name = _local(container(audio))
+    name = local_path(container(audio))
     if name is None:
         return None
     try:
@@ -130,7 +137,7 @@ def filesystem(url: str) -> tuple[Any, str]:
 
 def open_file(path: str) -> BinaryIO:
     """Opens a local path or a URL for seeking and reading; errors are those of the file system."""
-    name = _local(path)
+    name = local_path(path)
     if name is not None:
         return _open_local(name)
     fs, inside = filesystem(path)
@@ -142,13 +149,6 @@ def open_file(path: str) -> BinaryIO:
 
 def _split(audio: str) -> re.Match[str] | None:
     return _RANGE.match(audio) or _ROW.match(audio)
-
-
-def _local(path: str) -> str | None:
-    """The local path, also of a file:// URL; None for what is elsewhere."""
-    if not is_url(path):
-        return path
-    return unquote(path[7:]) if path[:7].lower() == "file://" else None
 
 
 @contextmanager
@@ -176,7 +176,7 @@ def _open_local(name: str) -> BinaryIO:
 
 def _open_range(audio: str, file: str, start: int, end: int | None) -> BinaryIO:
     with _explained(audio):
-        if _local(file) is not None:
+        if local_path(file) is not None:
             whole = open_file(file)
             stop = _checked_end(audio, start, end, whole.seek(0, io.SEEK_END))
             return io.BufferedReader(_Window(whole, start, stop))
