@@ -100,6 +100,7 @@ class PackedSource:
         self._curriculum = Curriculum(rates, self._means.sum(axis=1), [phase.tokens for phase in phases])
         self._first_row = int(self._curriculum.starts[len(before)])
         self.rates: np.ndarray = rates[-1]
+        self._declared = specs[-1]
 
     def _plans(self, specs: Sequence[Mixture], split: str, overlong: Overlong) -> dict[str, Rows]:
         """The plans of all tasks that have examples, each phase's in its mixture's order, the first phase first."""
@@ -152,9 +153,28 @@ class PackedSource:
         return int(self._num_rows.sum())
 
     @property
+    def task_rows(self) -> dict[str, int]:
+        """Packed rows per task."""
+        return dict(zip(self.tasks, self._num_rows.tolist(), strict=True))
+
+    @property
     def fill(self) -> dict[str, float]:
         """Share of used positions per task."""
         return {task: rows.fill for task, rows in zip(self.tasks, self._rows, strict=True)}
+
+    @property
+    def declared_rates(self) -> dict[str, float]:
+        """Rate of each task in the last phase as declared, summing to 1; `rates` are tilted to the share of text."""
+        declared = {task: max(self._declared.rates.get(task, 0), 0) for task in self.tasks}
+        return {task: rate / sum(declared.values()) for task, rate in declared.items()}
+
+    @property
+    def text_share(self) -> float:
+        """Share of text positions that the last phase asks for; where it asks for none, what its rates will give."""
+        if self._declared.text_share is not None:
+            return self._declared.text_share
+        text, audio = self.rates @ self._means
+        return float(text / (text + audio))
 
     def steps_per_pass(self) -> int:
         """Steps after which every row of every task has come at least once (exactly once for a single task).
