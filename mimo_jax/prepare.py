@@ -1,97 +1,175 @@
-"""Preparation: a folder of recordings (or the built-in corpus) -> everything that training reads.
+"""Preparation: recordings and texts -> everything that training reads.
 
-    python -m mimo_jax.prepare --manifest=DIR --codec=TOKENIZER_DIR --out=DIR
-    python -m mimo_jax.prepare --manifest=DIR --out=DIR --only=text_tokenizer     # before there is an audio tokenizer
+    python -m mimo_jax.prepare --source=DIR --codec=TOKENIZER_DIR --out=DIR
+    python -m mimo_jax.prepare --source=DIR --out=DIR --only=text_tokenizer     # before there is an audio tokenizer
 
-Stages: scan (broken files are counted, listed in quarantine.jsonl, skipped), text tokenizer, audio to codes, examples
-of every task, packed rows. Interrupted at any moment and started again, it goes on and ends with the same bytes.
+What a source may be is told in docs/sources.md: a folder with manifest.jsonl, tar shards, parquet files, Kaldi lists,
+conversations. Its shards go through two passes, *curate* (stages that check, cut, score and select) and *encode* (audio
+to codes); then come the text tokenizer, the examples of every task, and packed rows. Interrupted at any moment and
+started again, it goes on and ends with the same bytes; what is broken is listed in quarantine.jsonl and skipped.
 Options beyond the flags are gin bindings of ``prepare``: ``--gin_file=FILE --gin.prepare.contexts=[512,1024]``.
 """
 
 import dataclasses
+import functools
 import json
 import pathlib
-import sys
+import shlex
 from collections.abc import Sequence
 from typing import Any, Literal
 
 from mimo_jax import cli
-from mimo_jax.data import preparation, stages
-from mimo_jax.data.all_formats import formats
-from mimo_jax.data.formats import FormatOptions, Material
-from mimo_jax.data.manifest import MANIFEST_NAME, Record, TextRecord, read_manifest, read_texts
-from mimo_jax.data.prepared import MANIFEST, TEXT_TOKENIZER
+from mimo_jax.data import prepared, stages
+from mimo_jax.data.formats import FormatOptions
 from mimo_jax.data.sequence import Layout
 from mimo_jax.data.text_tokenizer import TextTokenizer, train_text_tokenizer
-from mimo_jax.files import write_text
+from mimo_jax.files import replacing, write_text
+from mimo_jax.preparation import codes, curated, examples, shards, texts
+from mimo_jax.preparation.accounts import Limits, TooManyBadRecords
+from mimo_jax.preparation.chain import identity
+from mimo_jax.preparation.elements import Stage, StageFault
+from mimo_jax.preparation.runner import LocalRunner, Runner, WorkerDied, locked, progress_bar, run_jobs
+from mimo_jax.preparation.sources.base import SourceError
+from mimo_jax.preparation.sources.opening import open_source
+from mimo_jax.preparation.stages.decode import Decode
+from mimo_jax.preparation.stages.subsets import KeepSubsets
+from mimo_jax.preparation.stages.text_checks import CheckText
 
-SCHEMA_VERSION = 1
-Only = Literal["scan", "text_tokenizer", "all"]
+SCHEMA_VERSION = 2
+Only = Literal["curate", "text_tokenizer", "all"]
 _OPTIONS = FormatOptions()
-_LIMITS = preparation.Limits()
+_LIMITS = Limits()
+_CURATE: tuple[Stage, ...] = (CheckText(), Decode())
+_DECODE: tuple[Stage, ...] = (Decode(),)
 
 
-def _progress(iterable: Any, **kwargs: Any) -> Any:
-    from tqdm import tqdm
+def prepare(
+    source: str,
+    out: str,
+    codec: Any = None,
+    kind: str | None = None,
+    text_tokenizer: str | None = None,
+    vocab_size: int = 2048,
+    tasks: Sequence[str] = (),
+    contexts: Sequence[int] = (1024,),
+    subsets: Sequence[str] = (),
+    options: FormatOptions = _OPTIONS,
+    limits: Limits = _LIMITS,
+    curate: Sequence[Stage] = _CURATE,
+    decode: Sequence[Stage] = _DECODE,
+    runner: Runner | None = None,
+    channels: int = 8,
+    items_per_shard: int = 512,
+    records_per_volume: int = 1 << 18,
+    examples_per_shard: int = 8192,
+    workers: int | None = None,
+    codec_workers: int = 1,
+    only: Only = "all",
+) -> dict[str, Any]:
+    """Prepare a source; see the module's text.
 
-    return tqdm(iterable, file=sys.stderr, **kwargs)
+    Args:
+        source: folder or file; see docs/sources.md.
+        out: folder to write.
+        codec: folder of an audio tokenizer in the released layout, or an object with ``encode``.
+        kind: of the source, where it cannot be told from what lies there.
+        text_tokenizer: folder of a text tokenizer to use instead of training one.
+        vocab_size: of the text tokenizer that is trained.
+        tasks: formats to write; none writes all.
+        contexts: context lengths to pack for.
+        subsets: parts of the corpus to use; none uses all.
+        options: of the formats.
+        limits: when the run is refused.
+        curate: stages of the first pass.
+        decode: stages of the second pass before the audio tokenizer: what it hears.
+        runner: of the two passes; None runs them here, in worker processes.
+        channels: codebooks to keep.
+        items_per_shard: records that are finished, and resumed, together.
+        records_per_volume: records that formats combine with each other; the bound of memory.
+        examples_per_shard: examples per record file.
+        workers: processes for curation and examples; None is one per core.
+        codec_workers: processes that run the audio tokenizer, each with its share of the cores; one if an accelerator
+            does the work, which belongs to one process.
+        only: stop after curation, or after the text tokenizer.
+
+    Returns:
+        The content of ``prepare.json`` (for ``only``: the account of the curation).
+
+    Raises:
+        SourceError: nothing to read at ``source``.
+        ValueError: no codec, unknown tasks, or codes that do not fit the layout.
+        TooManyBadRecords: see `accounts.Limits`.
+    """
+    folder = pathlib.Path(out)
+    opened = open_source(source, kind, items_per_shard=items_per_shard)
+    folder.mkdir(parents=True, exist_ok=True)
+    runner = runner or LocalRunner()
+    with locked(folder):
+        chain = (*((KeepSubsets(tuple(subsets)),) if subsets else ()), *curate)
+        first = shards.Pass("curate", opened, chain, curated.CuratedSink(folder / "curated"))
+        names = _run(runner, first, workers, limits, str(source))
+        given = curated.finish(folder / "curated", names, records_per_volume)
+        print(f"records: {given.account}", flush=True)
+        _print_dropped(folder / "curated" / "quarantine.jsonl")
+        if only == "curate":
+            return {"curate": given.account.to_json()}
+        text_key, tokenizer = _text_tokenizer(given, folder, text_tokenizer, vocab_size)
+        if only == "text_tokenizer":
+            return {"curate": given.account.to_json()}
+        if codec is None:
+            raise ValueError("--codec is needed: the folder of a trained audio tokenizer")
+
+        tokenize, layout = _tokenize(codec, tokenizer, channels)
+        spoken = curated.CuratedSource(folder / "curated", tuple(names))
+        second = shards.Pass("encode", spoken, (*decode, tokenize), codes.CodesSink(folder / "codes"))
+        _run(runner, second, codec_workers, limits, str(source))
+        written = _write_examples(
+            folder, given, second, text_key, layout, tasks, options, examples_per_shard, workers or None
+        )
+        rows_key = stages.fingerprint("rows", written.key)
+        stages.run_stage(folder / "rows", rows_key, lambda: {})
+        rows = _write_rows(folder, written.counts, contexts, layout.special.empty)
+        return _finish(folder, given, second, written, rows, dataclasses.asdict(layout), tokenizer.vocab_size)
 
 
-def _stat(root: pathlib.Path, record: Record) -> tuple[str, int, int]:
-    """Name, size and time of a record's file: a mended file is looked at again."""
-    try:
-        found = (root / record.audio).stat()
-    except (OSError, ValueError):
-        return record.audio, -1, -1
-    return record.audio, found.st_size, found.st_mtime_ns
+# --- the two passes --------------------------------------------------------------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True)
-class _Input:
-    """What the scan found."""
-
-    key: str
-    counts: dict[str, Any]
-    records: list[Record]
-    texts: list[TextRecord]
-
-
-def _scan(
-    manifest: pathlib.Path, out: pathlib.Path, subsets: Sequence[str], limits: preparation.Limits, workers: int | None
-) -> _Input:
-    folder = out / "scan"
-    files, _, _ = preparation.parse_manifest(manifest)
-    key = stages.fingerprint(
-        "scan",
-        stages.file_hash(manifest),
-        sorted(subsets),
-        dataclasses.asdict(limits),
-        [_stat(manifest.parent, r) for r in files],
-    )
-    counts = stages.run_stage(
-        folder,
-        key,
-        lambda: preparation.scan(manifest, folder, subsets=subsets, limits=limits, workers=workers, progress=_progress),
-    )
-    texts_file = manifest.parent / "texts.jsonl"
-    texts = [t for t in read_texts(texts_file) if not subsets or t.subset in subsets] if texts_file.is_file() else []
-    key = stages.fingerprint(key, [dataclasses.astuple(t) for t in texts])
-    return _Input(key, counts, read_manifest(folder / MANIFEST_NAME) if counts["written"] else [], texts)
+def _run(runner: Runner, one: shards.Pass, workers: int | None, limits: Limits, source: str) -> list[str]:
+    """Finishes a pass; names of its shards."""
+    found = one.source.shards()
+    listed = str(one.sink.folder / "*.dropped.jsonl")
+    pending = [shard for shard in found if one.finished(shard) is None]
+    runner.run(one, pending, workers, lambda account: account.check(limits, source, listed))
+    one.remove_others(found)
+    names = [shard.name for shard in found]
+    account = shards.total_account(one.sink.folder, names)
+    if not account.balanced:
+        raise RuntimeError(f"{one.name}: records were lost: {account}")
+    account.check(limits, source, listed)
+    if pending:
+        times = shards.read_times(one.sink.folder, names)
+        print(f"{one.name}: {len(pending)} of {len(found)} shards done now\n{shards.speed_table(times)}", flush=True)
+    return names
 
 
-def _text_tokenizer(given: _Input, out: pathlib.Path, source: str | None, vocab_size: int) -> tuple[str, TextTokenizer]:
-    folder = out / TEXT_TOKENIZER
+def _print_dropped(path: pathlib.Path, shown: int = 20) -> None:
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        for number, line in enumerate(lines):
+            if number == shown:
+                print(f"  ... all of them: {path}")
+                break
+            print(f"  skipped: {line.rstrip()}")
+
+
+def _text_tokenizer(
+    given: curated.Curated, out: pathlib.Path, source: str | None, vocab_size: int
+) -> tuple[str, TextTokenizer]:
+    folder = out / prepared.TEXT_TOKENIZER
     key = stages.fingerprint("text", given.key, vocab_size, stages.folder_hash(source) if source else None)
 
     def work() -> dict[str, Any]:
-        material = Material(
-            [r for r in given.records if r.split == "train"], [t for t in given.texts if t.split == "train"]
-        )
-        made = (
-            TextTokenizer.load(source)
-            if source
-            else train_text_tokenizer(preparation.tokenizer_texts(material), vocab_size)
-        )
+        made = TextTokenizer.load(source) if source else train_text_tokenizer(texts.training_texts(given), vocab_size)
         made.save(folder)
         return {"vocab_size": made.vocab_size}
 
@@ -99,248 +177,141 @@ def _text_tokenizer(given: _Input, out: pathlib.Path, source: str | None, vocab_
     return key, TextTokenizer.load(folder)
 
 
-def _open_codec(codec: Any) -> Any:
-    if not isinstance(codec, (str, pathlib.Path)):
-        return codec
-    from mimo_jax.inference.codec import AudioCodec
+def _tokenize(codec: Any, tokenizer: TextTokenizer, channels: int) -> tuple[codes.Tokenize, Layout]:
+    """The stage for a codec, and the layout: its codebooks' sizes are the empty ids."""
+    if isinstance(codec, (str, pathlib.Path)):
+        from mimo_jax.inference.codec import AudioCodec
+        from mimo_jax.interop import configs
 
-    return AudioCodec.load(codec)
-
-
-def _layout(codec: Any, tokenizer: TextTokenizer, channels: int) -> Layout:
-    """The layout for a codec: its codebooks' sizes are the empty ids."""
-    sizes = getattr(codec, "codebook_sizes", None)
-    default = Layout(tokenizer.special)
-    if sizes is None:
-        return default
+        sizes = configs.tokenizer_config(configs.read_config(codec), codec).codebook_sizes
+        opening: Any = functools.partial(AudioCodec.load, str(codec))
+        fingerprint = stages.folder_hash(codec)
+    else:
+        sizes, opening = codec.codebook_sizes, functools.partial(_same, codec)
+        fingerprint = str(getattr(codec, "fingerprint", ""))
     if len(sizes) < channels:
         raise ValueError(f"the audio tokenizer has {len(sizes)} codebooks; {channels} are asked for")
-    return dataclasses.replace(default, empty_codes=tuple(int(n) for n in sizes[:channels]))
+    kept = tuple(int(n) for n in sizes[:channels])
+    return codes.Tokenize(opening, kept, fingerprint), Layout(tokenizer.special, empty_codes=kept)
+
+
+def _same(codec: Any) -> Any:
+    return codec
+
+
+# --- examples and rows -----------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class _Examples:
+    """Counts by task and split; the key of what they were made of; hashes of the files."""
+
+    counts: dict[str, Any]
+    key: str
+    hashes: dict[str, str]
 
 
 def _write_examples(
-    given: _Input,
-    codes: preparation.CodesStore,
-    tokenizer: TextTokenizer,
+    folder: pathlib.Path,
+    given: curated.Curated,
+    encoded: shards.Pass,
+    text_key: str,
     layout: Layout,
     tasks: Sequence[str],
     options: FormatOptions,
-    out: pathlib.Path,
     per_shard: int,
-) -> dict[str, Any]:
-    known = formats()
-    if unknown := [t for t in tasks if t not in known]:
-        raise ValueError(f"unknown tasks {unknown}; known are {sorted(known)}")
-    counts: dict[str, Any] = {}
-    usable = [r for r in given.records if len(codes(r.id))]
-    for split, material in _selections(usable, given.texts).items():
-        for name in tasks or known:
-            counts.setdefault(name, {})[split] = preparation.write_examples(
-                known[name],
-                material,
-                split,
-                codes,
-                options,
-                tokenizer,
-                layout,
-                out / name,
-                per_shard=per_shard,
-                progress=_progress,
-            )
-    return counts
-
-
-def _selections(records: Sequence[Record], texts: Sequence[TextRecord]) -> dict[str, Material]:
-    """Material of each split; held-out splits also apart by subset ("validation_core"), so that losses can be, too."""
-    wanted: dict[str, tuple[str, str | None]] = {
-        split: (split, None) for split in preparation.splits_of([*records, *texts])
-    }
-    subsets = sorted({r.subset for r in records})
-    if len(subsets) > 1:
-        wanted |= {f"{s}_{subset}": (s, subset) for s in list(wanted) if s != "train" for subset in subsets}
-
-    def pick(items: Sequence[Any], split: str, subset: str | None) -> list[Any]:
-        return [item for item in items if item.split == split and subset in (None, item.subset)]
-
-    return {name: Material(pick(records, *key), pick(texts, *key)) for name, key in wanted.items()}
-
-
-def prepare(
-    manifest: str,
-    out: str,
-    codec: Any = None,
-    text_tokenizer: str | None = None,
-    vocab_size: int = 2048,
-    tasks: Sequence[str] = (),
-    contexts: Sequence[int] = (1024,),
-    subsets: Sequence[str] = (),
-    options: FormatOptions = _OPTIONS,
-    limits: preparation.Limits = _LIMITS,
-    channels: int = 8,
-    chunk: int = 256,
-    examples_per_shard: int = 8192,
-    workers: int | None = None,
-    only: Only = "all",
-) -> dict[str, Any]:
-    """Prepare a folder; see the module's text.
-
-    Args:
-        manifest: folder with ``manifest.jsonl`` (and ``texts.jsonl``), or the file.
-        out: folder to write.
-        codec: folder of an audio tokenizer in the released layout, or an object with ``encode``.
-        text_tokenizer: folder of a text tokenizer to use instead of training one.
-        vocab_size: of the text tokenizer that is trained.
-        tasks: formats to write; none writes all.
-        contexts: context lengths to pack for.
-        subsets: parts of the corpus to use; none uses all.
-        options: of the formats.
-        limits: when a recording or the run is refused.
-        channels: codebooks to keep.
-        chunk: recordings per resumable part of the encoding.
-        examples_per_shard: examples per record file.
-        workers: decoding threads; default one per core.
-        only: stop after the scan, or after the text tokenizer.
-
-    Returns:
-        The content of ``prepare.json`` (for ``only``: the counts of the scan).
-
-    Raises:
-        FileNotFoundError: no manifest.
-        ValueError: no codec, unknown tasks, or codes that do not fit the layout.
-        TooManyBadRecords: see `Limits`.
-    """
-    source, folder = pathlib.Path(manifest), pathlib.Path(out)
-    source = source / MANIFEST_NAME if source.is_dir() else source
-    if not source.is_file():
-        raise FileNotFoundError(f"{source}: no such manifest")
-    folder.mkdir(parents=True, exist_ok=True)
-    given = _scan(source, folder, subsets, limits, workers)
-    _print_scan(given.counts, folder)
-    if only == "scan":
-        return {"scan": given.counts}
-    text_key, tokenizer = _text_tokenizer(given, folder, text_tokenizer, vocab_size)
-    if only == "text_tokenizer":
-        return {"scan": given.counts}
-    if codec is None:
-        raise ValueError("--codec is needed: the folder of a trained audio tokenizer")
-
-    opened = _open_codec(codec)
-    layout = _layout(opened, tokenizer, channels)
-    identity = (
-        stages.folder_hash(codec) if isinstance(codec, (str, pathlib.Path)) else getattr(codec, "fingerprint", "")
+    workers: int | None,
+) -> _Examples:
+    names = [shard.name for shard in encoded.source.shards()]
+    codes_key = [shards.read_side(encoded.sink.folder, name)["sha256"] for name in names]
+    key = stages.fingerprint(
+        "examples", examples.SCHEMA_VERSION, codes_key, text_key, identity(layout), identity(options), per_shard
     )
-    codes_key = stages.fingerprint("codes", given.key, identity, layout.empty_codes, chunk)
-    codes_folder = folder / "codes"
-    codes_counts = stages.run_stage(
-        codes_folder,
-        codes_key,
-        lambda: preparation.encode_audio(
-            given.records,
-            folder / "scan",
-            lambda: opened,
-            layout,
-            codes_folder,
-            chunk=chunk,
-            workers=workers,
-            progress=_progress,
-        ),
+    out = folder / "examples"
+    out.mkdir(exist_ok=True)
+    work = examples.ExampleWork(
+        given, encoded.sink.folder, folder / prepared.TEXT_TOKENIZER, layout, options, out, key, per_shard
     )
-    codes = preparation.CodesStore(codes_folder, given.records, chunk)
-
-    fields = dataclasses.asdict(layout)
-    examples_key = stages.fingerprint(
-        "examples",
-        SCHEMA_VERSION,
-        codes_key,
-        text_key,
-        fields,
-        sorted(tasks),
-        dataclasses.asdict(options),
-        examples_per_shard,
-    )
-    # Plans for other contexts, made on demand, belong to the examples they were made of.
-    rows_key = stages.fingerprint("rows", examples_key)
-    examples = stages.run_stage(
-        folder / "examples",
-        examples_key,
-        lambda: _write_examples(
-            given, codes, tokenizer, layout, tasks, options, folder / "examples", examples_per_shard
-        ),
-    )
-    written = {task: {s: c["written"] for s, c in splits.items()} for task, splits in examples.items()}
-    stages.run_stage(folder / "rows", rows_key, lambda: {})
-    rows = preparation.write_all_rows(folder, written, contexts, layout.special.empty, _progress)
-    return _finish(folder, given.counts, codes_counts, examples, rows, fields, tokenizer.vocab_size)
+    jobs = examples.jobs_of(given, tasks)
+    sides: dict[examples.Job, dict[str, Any]] = {}
+    with progress_bar("examples", len(jobs), "file") as bar:
+        for job, side in run_jobs(work, jobs, workers):
+            sides[job] = side
+            bar.update(1)
+    ordered = [(job, sides[job]) for job in jobs]
+    counts = examples.finish(out, ordered)
+    whole = stages.fingerprint(key, [v.key for v in given.volumes], [job.task for job in jobs])
+    return _Examples(counts, whole, examples.hashes(out, ordered))
 
 
-def _print_scan(counts: dict[str, Any], folder: pathlib.Path) -> None:
-    total, written, filtered, bad = (counts[k] for k in ("in", "written", "filtered", "quarantined"))
-    print(
-        f"records: {total} in = {written} written + {filtered} filtered + {bad} quarantined {counts['reasons'] or ''}"
-    )
-    if bad:
-        for line in (
-            (folder / "scan" / "quarantine.jsonl").read_text(encoding="utf-8", errors="replace").splitlines()[:20]
-        ):
-            print(f"  skipped: {line}")
+def _write_rows(folder: pathlib.Path, counts: dict[str, Any], contexts: Sequence[int], empty: int) -> dict[str, Any]:
+    """Packing plans of every task, split and context length; returns {context: {task-split: rows, fill, dropped}}."""
+    jobs = [(c, t, s) for c in contexts for t, by in counts.items() for s, n in by.items() if n["written"]]
+    out: dict[str, Any] = {str(context): {} for context in contexts}
+    with progress_bar("packing", len(jobs), "plan") as bar:
+        for context, task, split in jobs:
+            rows = prepared.planned_rows(folder, task, split, context, empty)
+            report = {"rows": rows.num_rows, "fill": round(rows.fill, 6), "dropped": len(rows.dropped)}
+            out[str(context)][f"{task}-{split}"] = report
+            bar.update(1)
+    return out
 
 
 def _finish(
     folder: pathlib.Path,
-    scanned: dict[str, Any],
-    codes: dict[str, Any],
-    examples: dict[str, Any],
+    given: curated.Curated,
+    encoded: shards.Pass,
+    written: _Examples,
     rows: dict[str, Any],
     layout: dict[str, Any],
     vocab_size: int,
 ) -> dict[str, Any]:
     """Write quarantine.jsonl (all stages) and, last of all, prepare.json."""
-    lost = [
-        json.dumps(b, ensure_ascii=False) + "\n"
-        for splits in examples.values()
-        for c in splits.values()
-        for b in c.get("bad", ())
-    ]
-    parts = [(folder / p / "quarantine.jsonl").read_text(encoding="utf-8") for p in ("scan", "codes")]
-    write_text(folder / "quarantine.jsonl", "".join([*parts, *lost]))
-    counted = {
-        task: {s: {k: v for k, v in c.items() if k != "bad"} for s, c in splits.items()}
-        for task, splits in examples.items()
-    }
-    for task, splits in counted.items():
+    names = [shard.name for shard in encoded.source.shards()]
+    late = shards.total_account(encoded.sink.folder, names)
+    bad = [one for by in written.counts.values() for c in by.values() for one in c.pop("bad")]
+    with replacing(folder / "quarantine.jsonl") as partial, partial.open("wb") as out:
+        out.write((folder / "curated" / "quarantine.jsonl").read_bytes())
+        for name in names:
+            for one in shards.read_dropped(encoded.sink.folder, name):
+                out.write(curated.dropped_line(one).encode("utf-8", "surrogateescape"))
+        out.writelines((json.dumps(one, ensure_ascii=False) + "\n").encode("utf-8", "surrogateescape") for one in bad)
+    for task, by in written.counts.items():
         print(
             f"{task}: "
-            + ", ".join(f"{s} {c['written']} ({c['text']} text + {c['audio']} audio)" for s, c in splits.items())
+            + ", ".join(f"{s} {c['written']} ({c['text']} text + {c['audio']} audio)" for s, c in by.items())
         )
-    files = sorted(p for part in ("codes", "examples", "rows") for p in (folder / part).rglob("*") if _is_output(p))
+    plans = sorted(p for p in (folder / "rows").rglob("*") if p.is_file() and p.suffix in (".npy", ".npz"))
     result = {
         "version": SCHEMA_VERSION,
         "layout": layout,
         "vocab_size": vocab_size,
-        "examples": {task: {s: c["written"] for s, c in splits.items()} for task, splits in counted.items()},
+        "examples": {task: {s: c["written"] for s, c in by.items()} for task, by in written.counts.items()},
         "counts": {
-            "records": {
-                "in": scanned["in"],
-                "written": codes["written"],
-                "filtered": scanned["filtered"],
-                "quarantined": scanned["quarantined"] + codes["quarantined"],
-                "reasons": scanned["reasons"],
-            },
-            "examples": counted,
+            "records": given.account.to_json(),
+            "encoded": late.to_json(),
+            "examples": written.counts,
         },
         "packing": rows,
-        "hashes": {str(p.relative_to(folder)): stages.file_hash(p) for p in files},
+        "hashes": {
+            **{
+                f"codes/{name}": d
+                for s in names
+                for name, d in shards.read_side(encoded.sink.folder, s)["sha256"].items()
+            },
+            **written.hashes,
+            **{str(p.relative_to(folder)): stages.file_hash(p) for p in plans},
+        },
     }
-    write_text(folder / MANIFEST, stages.to_json(result))
+    write_text(folder / prepared.MANIFEST, stages.to_json(result))
     return result
 
 
-def _is_output(path: pathlib.Path) -> bool:
-    return path.is_file() and not path.name.startswith(".") and path.suffix in (".npz", ".npy", ".array_record")
-
+# --- command line ----------------------------------------------------------------------------------------------------
 
 _FLAGS = {
-    "manifest": "folder with manifest.jsonl (and texts.jsonl), or the file.",
+    "source": "folder or file to prepare: manifest.jsonl, tar shards, parquet, Kaldi lists, conversations.",
+    "kind": "what the source is, where it cannot be told.",
     "out": "folder to write.",
     "codec": "folder of a trained audio tokenizer (released layout).",
     "text_tokenizer": "folder of a text tokenizer to use instead of training one.",
@@ -351,10 +322,14 @@ def _from_flags() -> None:
     import gin
     from absl import flags
 
-    given = {name: value for name in (*_FLAGS, "only") if (value := flags.FLAGS[name].value) is not None}
+    given = {name: value for name in (*_FLAGS, "only", "workers") if (value := flags.FLAGS[name].value) is not None}
+    if flags.FLAGS.runner == "beam":
+        from mimo_jax.preparation.beam import BeamRunner
+
+        given["runner"] = BeamRunner(shlex.split(flags.FLAGS.beam_flags))
     try:
         gin.get_configurable(prepare)(**given)
-    except (FileNotFoundError, ValueError, TypeError, preparation.TooManyBadRecords) as error:
+    except (FileNotFoundError, ValueError, TypeError, SourceError, StageFault, TooManyBadRecords, WorkerDied) as error:
         raise cli.UserError(str(error)) from error
 
 
@@ -365,7 +340,10 @@ def main() -> None:
 
     for name, meaning in _FLAGS.items():
         flags.DEFINE_string(name, None, meaning)
-    flags.DEFINE_enum("only", None, ["scan", "text_tokenizer", "all"], "stop after this stage.")
+    flags.DEFINE_integer("workers", None, "processes; default one per core.", lower_bound=1)
+    flags.DEFINE_enum("runner", "local", ["local", "beam"], "what runs curation and encoding; beam is an extra.")
+    flags.DEFINE_string("beam_flags", "", "Beam's own, in one string: '--runner=DataflowRunner --project=...'.")
+    flags.DEFINE_enum("only", None, ["curate", "text_tokenizer", "all"], "stop after this stage.")
     # Registered by hand, so that --gin.prepare.NAME=value works without a gin file.
     for function in (prepare, _from_flags):
         gin.external_configurable(function, module="mimo_jax.prepare")

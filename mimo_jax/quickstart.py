@@ -6,7 +6,7 @@ Each stage is a command of its own (printed, so that it can be run alone) and go
 that is done is not run again. `launch/quickstart.sh` makes the environment and calls this.
 
   corpus                 multi-voice speech with true labels, synthesised here (left out with --data)
-  scan                   checks every recording, trains the text tokenizer
+  curate                 checks every recording, trains the text tokenizer
   recogniser             the independent judge of intelligibility
   tokenizer_unified      audio tokenizer, stage 1: audio-to-text, reconstruction, commitment
   tokenizer_adversarial  audio tokenizer, stage 2: decoder and vocoder against discriminators
@@ -32,6 +32,9 @@ from absl import app, flags
 
 from mimo_jax import cli
 from mimo_jax.chain import Chain, Stage
+from mimo_jax.data.manifest import read_manifest
+from mimo_jax.preparation.sources.base import SourceError
+from mimo_jax.preparation.sources.opening import open_source
 
 LANGUAGE_STAGES = ("understanding", "joint", "sft")
 TRAINED = ("recogniser", "tokenizer_unified", "tokenizer_adversarial", *LANGUAGE_STAGES)
@@ -106,9 +109,8 @@ PRESETS = {
 
 def fitted_to(manifest: Path) -> dict[str, list[str]]:
     """Gin bindings per stage that fit the shapes to a user's recordings: rows hold the longest, up to 20 s."""
-    with (manifest / "manifest.jsonl").open(encoding="utf-8") as lines:
-        records = [json.loads(line) for line in lines]
-    seconds = min(max(4.0, *(record["duration"] for record in records)) + 0.1, 20.0)
+    records = read_manifest(manifest)
+    seconds = min(max(4.0, *(record.duration or 0.0 for record in records)) + 0.1, 20.0)
     rows = max(4, round(64 / seconds))
     wave = [f"MAX_SAMPLES={round(seconds * 24000)}", f"BATCH_ROWS={rows}", f"MAX_TEXT={round(60 * seconds)}"]
     context = 256 if seconds < 5 else 1024
@@ -126,10 +128,10 @@ def chain_stages(preset: Preset, out: Path, data: Path | None, seed: int) -> lis
     """The commands of the chain, in order."""
     corpus = data or out / "corpus"
     prepared, export = out / "prepared", out / "export"
-    scan = prepared / "scan"
+    curated = prepared / "curated"
 
     def bindings(name: str) -> list[str]:
-        own = fitted_to(scan).get(name, []) if data is not None and name != "prepare" else []
+        own = fitted_to(curated).get(name, []) if data is not None and name != "prepare" else []
         return [f"--gin.{binding}" for binding in (*preset.bindings.get(name, ()), *own)]
 
     def train(name: str, **macros: object) -> Stage:
@@ -143,16 +145,16 @@ def chain_stages(preset: Preset, out: Path, data: Path | None, seed: int) -> lis
         common = ["-m", "mimo_jax.prepare", "--gin_file=gin/runs/quickstart/prepare.gin"]
         return Stage(
             name,
-            lambda: [*common, f"--manifest={corpus}", f"--out={prepared}", *arguments, *bindings("prepare")],
+            lambda: [*common, f"--source={corpus}", f"--out={prepared}", *arguments, *bindings("prepare")],
         )
 
     stages = [
-        prepare("scan", "--only=text_tokenizer"),
-        train("recogniser", MANIFEST=scan, EXPORT_DIR=export / "recogniser"),
-        train("tokenizer_unified", MANIFEST=scan, TEXT_TOKENIZER=prepared / "text_tokenizer"),
+        prepare("curate", "--only=text_tokenizer"),
+        train("recogniser", MANIFEST=curated, EXPORT_DIR=export / "recogniser"),
+        train("tokenizer_unified", MANIFEST=curated, TEXT_TOKENIZER=prepared / "text_tokenizer"),
         train(
             "tokenizer_adversarial",
-            MANIFEST=scan,
+            MANIFEST=curated,
             INIT_FROM=out / "tokenizer_unified",
             EXPORT_DIR=export / "tokenizer",
         ),
@@ -164,7 +166,7 @@ def chain_stages(preset: Preset, out: Path, data: Path | None, seed: int) -> lis
             "evaluate",
             lambda: [
                 *("-m", "mimo_jax.evaluate", "--gin_file=gin/runs/quickstart/evaluate.gin"),
-                *(f"--gin.OUT={out / 'evaluation'}", f"--gin.CORPUS={scan}", f"--gin.PREPARED={prepared}"),
+                *(f"--gin.OUT={out / 'evaluation'}", f"--gin.CORPUS={curated}", f"--gin.PREPARED={prepared}"),
                 *(f"--gin.RECOGNISER={export / 'recogniser'}", f"--gin.TOKENIZER={export / 'tokenizer'}"),
                 *(f"--gin.LANGUAGE_MODEL={export / 'language_model'}", f"--gin.SEED={seed}", *bindings("evaluate")),
             ],
@@ -220,7 +222,7 @@ def define_flags() -> None:
     """The command line. Not at import: other main files have flags of the same names."""
     flags.DEFINE_enum("preset", "quick", sorted(PRESETS), "smoke: learns nothing; quick: minutes; full: up to 3 hours.")
     flags.DEFINE_string("out", "runs/quickstart", "folder for everything this run writes.")
-    flags.DEFINE_string("data", None, "folder with audio files and manifest.jsonl, instead of the built-in corpus.")
+    flags.DEFINE_string("data", None, "recordings of your own, instead of the built-in corpus; see docs/sources.md.")
     flags.DEFINE_integer("seed", 0, "everything random follows from it.")
 
 
@@ -233,15 +235,12 @@ def main(argv: Sequence[str]) -> None:
     out = Path(given.out).absolute()
     data = Path(given.data).absolute() if given.data else None
     try:
-        if data is not None and not (data / "manifest.jsonl").is_file():
-            raise cli.UserError(
-                f"--data={data}: no manifest.jsonl in it; write one line per recording, for instance "
-                '{"audio": "a.flac", "text": "what is said"}'
-            )
+        if data is not None:
+            open_source(str(data))  # what cannot be read is said at once
         chain = Chain(out, environment())
         chain.run(chain_stages(PRESETS[given.preset], out, data, given.seed))
         metrics = finish(chain, out, data or out / "corpus")
-    except cli.UserError as error:
+    except (cli.UserError, SourceError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

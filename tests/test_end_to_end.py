@@ -23,9 +23,9 @@ from mimo_jax.quickstart import TRAINED
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parent.parent
-STAGES = ("corpus", "scan", *TRAINED[:3], "prepare", *TRAINED[3:], "evaluate")
+STAGES = ("corpus", "curate", *TRAINED[:3], "prepare", *TRAINED[3:], "evaluate")
 TIMES = ("stage_seconds", "wall_seconds")
-SECONDS_INTO = {"corpus": 1.5, "scan": 0.3, "prepare": 5.0, "evaluate": 8.0}
+SECONDS_INTO = {"corpus": 1.5, "curate": 0.3, "prepare": 5.0, "evaluate": 8.0}
 
 
 def start(out: Path, *flags: str) -> subprocess.Popen:

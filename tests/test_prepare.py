@@ -15,26 +15,30 @@ import pytest
 from mimo_jax.data.audio import write_wav
 from mimo_jax.data.formats import FormatOptions
 from mimo_jax.data.manifest import read_manifest
-from mimo_jax.data.preparation import CodesStore, Limits, TooManyBadRecords
 from mimo_jax.data.text_tokenizer import TextTokenizer
+from mimo_jax.preparation.accounts import Limits, TooManyBadRecords
+from mimo_jax.preparation.codes import CodesStore
+from mimo_jax.preparation.runner import locked
+from mimo_jax.preparation.sources.base import SourceError
 from mimo_jax.prepare import prepare
 from tests.data.corpus_fixture import FakeCodec, make_corpus
 
 SETTINGS = {
     "vocab_size": 400,
     "contexts": (128,),
-    "chunk": 7,
+    "items_per_shard": 7,
     "examples_per_shard": 9,
     "options": FormatOptions(shots=1),
+    "workers": 1,
 }
 
 
 def tree(folder):
-    """Name and hash of every file, hidden ones included."""
+    """Name and hash of every file, hidden ones included; not what a killed process left, nor how long things took."""
     return {
         str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest()
         for p in sorted(folder.rglob("*"))
-        if p.is_file()
+        if p.is_file() and not p.name.endswith((".partial", ".times.json"))
     }
 
 
@@ -47,7 +51,7 @@ def corpus(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole(corpus, tmp_path_factory):
-    # The same depth as the other outputs: the scanned manifest holds paths relative to its place.
+    # The same depth as the other outputs: the curated manifest holds paths relative to its place.
     out = corpus / "whole"
     prepare(corpus, out, FakeCodec(), **SETTINGS)
     return out
@@ -56,17 +60,19 @@ def whole(corpus, tmp_path_factory):
 def test_everything_is_accounted_for(whole, corpus):
     result = json.loads((whole / "prepare.json").read_text())
     counts = result["counts"]["records"]
-    assert counts["in"] == counts["written"] + counts["filtered"] + counts["quarantined"] == 25
+    lines = sum(len((corpus / name).read_text().splitlines()) for name in ("manifest.jsonl", "texts.jsonl"))
+    assert counts["in"] == counts["written"] + counts["filtered"] + counts["quarantined"] == lines
+    assert result["counts"]["encoded"]["written"] == 25
     for splits in result["counts"]["examples"].values():
         for c in splits.values():
             assert c["in"] == c["written"] + c["quarantined"]
     for name, digest in result["hashes"].items():
         assert hashlib.sha256((whole / name).read_bytes()).hexdigest() == digest
-    assert not [name for name in tree(whole) if name.endswith(".partial") or name.endswith(".tmp")]
-    scanned = read_manifest(whole / "scan")
-    codes = CodesStore(whole / "codes", scanned, chunk=7)
-    for record in scanned:
-        assert (whole / "scan" / record.audio).resolve().is_file()
+    assert not list(whole.rglob("*.partial"))
+    curated = read_manifest(whole / "curated")
+    codes = CodesStore(whole / "codes", sorted(p.stem for p in (whole / "codes").glob("*.array_record")))
+    for record in curated:
+        assert (whole / "curated" / record.audio).resolve().is_file()
         assert len(codes(record.id)) == -(-round(record.duration * 24000) // 960)
 
 
@@ -83,9 +89,10 @@ def test_another_codec_or_option_makes_what_depends_on_it_again(corpus, whole):
     codec = FakeCodec()
     codec.fingerprint = "fake-2"
     prepare(corpus, out, codec, **SETTINGS)
-    assert codec.calls == 4
+    calls = codec.calls
+    assert calls > 1
     prepare(corpus, out, codec, **{**SETTINGS, "options": FormatOptions(shots=1, seed=1)})
-    assert codec.calls == 4
+    assert codec.calls == calls
     assert (out / "text_tokenizer" / "tokenizer.json").stat().st_mtime_ns == tokenizer
     assert (
         json.loads((out / "prepare.json").read_text())["hashes"]
@@ -126,59 +133,56 @@ def test_killed_anywhere_and_started_again_gives_the_same_bytes(corpus, whole):
         child.send_signal(signal.SIGKILL)
         assert child.wait() == -signal.SIGKILL
     prepare(corpus, out, FakeCodec(), **SETTINGS)
-    assert {k: v for k, v in tree(out).items() if not k.endswith((".partial", ".tmp"))} == expected
+    assert tree(out) == expected
 
 
-def broken_folder(folder):
-    rng = np.random.default_rng(0)
-    wave = (0.1 * rng.standard_normal(24000)).astype(np.float32)
-    write_wav(folder / "good.wav", wave, 16000)
-    write_wav(folder / "silent.wav", 0 * wave, 16000)
-    (folder / "empty.wav").touch()
-    (folder / "text.wav").write_text("this is no audio")
-    (folder / "cut.wav").write_bytes((folder / "good.wav").read_bytes()[:9000])
-    lines = [
-        {"audio": "good.wav", "text": "hello there", "id": "a", "split": "train"},
-        {"audio": "good.wav", "text": "hello again", "id": "a"},
-        {"audio": "silent.wav", "text": "x"},
-        {"audio": "empty.wav", "text": "x"},
-        {"audio": "text.wav", "text": "x"},
-        {"audio": "cut.wav", "text": "x"},
-        {"audio": "missing.wav", "text": "x"},
-        {"audio": "good.wav", "text": "a\u0007b", "id": "b"},
-        {"text": "no audio"},
-        {"audio": "good.wav", "text": "<|empty|>", "id": "c", "split": "train"},
-    ]
-    (folder / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + "no json\n")
+def test_one_recording_is_held_out_where_the_manifest_holds_none_out(tmp_path):
+    wave = (0.1 * np.random.default_rng(0).standard_normal(24000)).astype(np.float32)
+    write_wav(tmp_path / "good.wav", wave, 16000)
+    lines = [{"audio": "good.wav", "text": f"words {i}", "id": f"{i}", "split": "train"} for i in range(4)]
+    (tmp_path / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    result = prepare(tmp_path, tmp_path / "out", FakeCodec(), vocab_size=300, contexts=(64,), items_per_shard=2)
+    assert result["examples"]["continuation"] == {"train": 3, "validation": 1}
+    assert sorted(r.split for r in read_manifest(tmp_path / "out" / "curated")) == ["train"] * 3 + ["validation"]
 
 
-def test_broken_input_is_counted_listed_and_skipped(tmp_path, capsys):
-    broken_folder(tmp_path)
-    result = prepare(tmp_path, tmp_path / "out", FakeCodec(), vocab_size=300, contexts=(64,))
-    counts = result["counts"]["records"]
-    assert (counts["in"], counts["written"], counts["quarantined"]) == (11, 2, 9)
-    reasons = ["control_characters", "duplicate_id", "empty_file", "invalid_line", "missing", "not_audio", "silent"]
-    assert counts["reasons"] == {**dict.fromkeys([*reasons, "truncated"], 1), "invalid_line": 2}
-    # The text that spells a special token gives no example of any task that reads it.
-    # Of two good recordings one is held out, since the manifest holds none out.
-    assert sum(result["examples"]["asr"].values()) == 1
-    assert result["examples"]["continuation"] == {"train": 1, "validation": 1}
-    listed = (tmp_path / "out" / "quarantine.jsonl").read_text()
-    assert all(
-        name in listed for name in ("silent.wav", "missing.wav", "manifest.jsonl:9", "manifest.jsonl:11", "bad_example")
-    )
-    assert "11 in = 2 written + 0 filtered + 9 quarantined" in capsys.readouterr().out
-    with pytest.raises(TooManyBadRecords, match="9 of 11 records"):
-        prepare(tmp_path, tmp_path / "out2", FakeCodec(), limits=Limits(bad_records=5))
+def test_too_much_that_is_broken_stops_the_run(tmp_path):
+    lines = [{"audio": "missing.wav", "id": f"{i}"} for i in range(9)]
+    (tmp_path / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(TooManyBadRecords, match="'missing': 6"):
+        prepare(tmp_path, tmp_path / "out", limits=Limits(bad_records=5), items_per_shard=3, workers=1)
+
+
+def test_volumes_bound_what_is_combined_and_hold_everything(corpus, whole):
+    out = corpus / "volumes"
+    result = prepare(corpus, out, FakeCodec(), **{**SETTINGS, "records_per_volume": 10})
+    assert len(list((out / "curated").glob("manifest-*.jsonl"))) > 1
+    assert {r.id for r in read_manifest(out / "curated")} == {r.id for r in read_manifest(whole / "curated")}
+    expected = json.loads((whole / "prepare.json").read_text())["examples"]
+    for task in ("asr", "tts", "continuation", "text"):
+        assert result["examples"][task] == expected[task]
+
+
+def test_worker_processes_give_the_same_bytes(corpus, whole):
+    out = corpus / "workers"
+    prepare(corpus, out, FakeCodec(), **{**SETTINGS, "workers": 2, "codec_workers": 2})
+    assert tree(out) == tree(whole)
+
+
+def test_two_at_once_in_one_folder_are_refused(corpus, tmp_path):
+    with locked(tmp_path), pytest.raises(ValueError, match="another preparation is busy"):
+        prepare(corpus, tmp_path, FakeCodec(), **SETTINGS)
 
 
 def test_subsets_are_filtered_not_lost(corpus):
-    result = prepare(corpus, corpus / "wide", FakeCodec(), subsets=("wide",), only="scan")
-    assert result["scan"] == {"in": 25, "written": 0, "filtered": 25, "quarantined": 0, "reasons": {}}
+    result = prepare(corpus, corpus / "wide", FakeCodec(), subsets=("wide",), only="curate")
+    account = result["curate"]
+    assert account["filtered"] == account["in"] and account["written"] == account["quarantined"] == 0
+    assert account["reasons"] == {"other_subset": account["in"]}
 
 
 def test_mistakes_are_named(corpus, tmp_path):
-    with pytest.raises(FileNotFoundError, match="no such manifest"):
+    with pytest.raises(SourceError, match="nothing"):
         prepare(tmp_path / "nothing", tmp_path / "out")
     with pytest.raises(ValueError, match="--codec"):
         prepare(corpus, tmp_path / "out", vocab_size=400)
@@ -188,7 +192,7 @@ def test_mistakes_are_named(corpus, tmp_path):
 
 def test_command_line_trains_the_text_tokenizer_alone(corpus):
     root = pathlib.Path(__file__).parents[1]
-    command = [sys.executable, "-m", "mimo_jax.prepare", f"--manifest={corpus}", f"--out={corpus / 'cli'}"]
+    command = [sys.executable, "-m", "mimo_jax.prepare", f"--source={corpus}", f"--out={corpus / 'cli'}"]
     options = ["--only=text_tokenizer", "--gin.prepare.vocab_size=310"]
     start = time.monotonic()
     done = subprocess.run([*command, *options], cwd=root, env=os.environ, capture_output=True, text=True, timeout=120)

@@ -12,7 +12,8 @@ from typing import Literal
 import numpy as np
 
 from mimo_jax.data import prompts
-from mimo_jax.data.manifest import Record, TextRecord
+from mimo_jax.data.interleaving import SpanKind
+from mimo_jax.data.manifest import Conversation, Record, TextRecord
 from mimo_jax.data.sequence import Segment, TextSegment
 
 Codes = Callable[[str], np.ndarray]
@@ -27,7 +28,9 @@ class FormatOptions:
         seed: of all choices.
         no_prompt_loss: pretraining tasks whose prompt part carries no loss (by default every token does).
         instruction_language: wordings of this language only; None mixes all languages.
-        words_per_span: words of one span where an utterance is cut to be interleaved.
+        span_kind: where an utterance is cut to be interleaved: after words or after sentences.
+        words_per_span: words of one span, where it is cut after words.
+        audio_span_share: share of the spans that are audio; at one half text and audio take turns.
         shots: examples shown before the query in conversion tasks.
         conversions_per_query: conversion examples made of one recording, at most.
         turns: question-answer pairs of a multi-turn dialogue.
@@ -37,7 +40,9 @@ class FormatOptions:
     seed: int = 0
     no_prompt_loss: tuple[str, ...] = ()
     instruction_language: prompts.Language | None = None
+    span_kind: SpanKind = "words"
     words_per_span: int = 6
+    audio_span_share: float = 0.5
     shots: int = 3
     conversions_per_query: int = 1
     turns: int = 2
@@ -53,14 +58,24 @@ class Item:
     question: str = ""
     answer: str = ""
     voice: Record | None = None
+    conversation: Conversation | None = None
 
 
 class Material:
-    """The records and texts of one split, with the groupings that formats need. Order of the manifest throughout."""
+    """The records, texts and conversations of one split, with the groupings that formats need.
 
-    def __init__(self, records: Sequence[Record], texts: Sequence[TextRecord] = ()):
-        self.records = tuple(records)
+    Order of the manifest throughout. Recordings that are part of a conversation are in no other example.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[Record],
+        texts: Sequence[TextRecord] = (),
+        conversations: Sequence[Conversation] = (),
+    ):
+        self.records = tuple(r for r in records if r.part_of is None)
         self.texts = tuple(texts)
+        self.conversations = tuple(conversations)
         self.by_id = {r.id: r for r in self.records}
         self.spoken = tuple(r for r in self.records if r.text)
         self.by_speaker = _grouped(self.records, lambda r: r.speaker)

@@ -1,6 +1,7 @@
 """Formats of post-training: chat turns, the loss on the assistant's answers only."""
 
 from mimo_jax.data import prompts
+from mimo_jax.data.conversations import conversation_segments
 from mimo_jax.data.formats import (
     Codes,
     FormatOptions,
@@ -137,6 +138,16 @@ def _build_text_dialogue(item: Item, codes: Codes, options: FormatOptions) -> li
     return prompts.complete_with_text(prompt, item.answer)
 
 
+def _plan_conversation(material: Material, options: FormatOptions) -> list[Item]:
+    return [Item(c.id, conversation=c) for c in material.conversations]
+
+
+def _build_conversation(item: Item, codes: Codes, options: FormatOptions) -> list[Segment]:
+    if item.conversation is None:
+        raise ValueError(f"{item.id}: a conversation is needed")
+    return conversation_segments(item.conversation.turns, codes)
+
+
 FORMATS = tuple(
     TaskFormat(name, "post_training", summary, plan, build)
     for name, summary, plan, build in (
@@ -154,5 +165,6 @@ FORMATS = tuple(
         ("sft_speech_text_dialogue", "a spoken question, a written answer", _plan_dialogue, _build_speech_to_text),
         ("sft_instruct_tts", "speech in a described style after a thought", _plan_instructed, _build_instruct_tts),
         ("sft_text_dialogue", "a written question, a written answer", _plan_text_dialogue, _build_text_dialogue),
+        ("sft_conversation", "turns of the fine-tuning exchange format", _plan_conversation, _build_conversation),
     )
 )

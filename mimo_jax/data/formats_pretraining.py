@@ -6,6 +6,7 @@ import numpy as np
 
 from mimo_jax.data import prompts
 from mimo_jax.data.formats import Codes, FormatOptions, Item, Material, TaskFormat, choice, pretraining_example
+from mimo_jax.data.interleaving import aligned_spans, is_audio, span_sizes, units
 from mimo_jax.data.manifest import Record
 from mimo_jax.data.sequence import AudioSegment, Segment, StreamedSegment, TextSegment
 
@@ -70,25 +71,18 @@ def _build_instruct_tts(item: Item, codes: Codes, options: FormatOptions) -> lis
     return pretraining_example("instruct_tts", prompt, [_spoken(record, codes)], options)
 
 
-def proportional_spans(text: str, frames: int, words_per_span: int) -> list[tuple[str, int, int]]:
-    """Cut an utterance into spans of words: (text, first frame, end frame) each.
-
-    Without word times, a span's share of the frames is its share of the characters. The spans cover all words and
-    frames.
-    """
-    words = text.split(" ")
-    starts = range(0, len(words), words_per_span)
-    spans = [" ".join(words[i : i + words_per_span]) for i in starts]
-    ends = np.cumsum([len(s) + 1 for s in spans])
-    borders = [0, *(int(round(frames * end / ends[-1])) for end in ends)]
-    return [(span, borders[i], borders[i + 1]) for i, span in enumerate(spans)]
-
-
 def _plan_interleaved(material: Material, options: FormatOptions) -> list[Item]:
     """Documents of several utterances; utterances without a document that are long enough to be cut into spans."""
     items = [Item(f"document/{key}", records) for key, records in material.documents.items() if len(records) > 1]
-    long = [r for r in material.spoken if not r.document and len(_text_of(r).split(" ")) >= 2 * options.words_per_span]
-    return items + [Item(r.id, (r,)) for r in long]
+    alone = [r for r in material.spoken if not r.document]
+    return items + [Item(r.id, (r,)) for r in alone if _is_long(_text_of(r), options)]
+
+
+def _is_long(text: str, options: FormatOptions) -> bool:
+    pieces = units(text)
+    if options.span_kind == "words":
+        return len(pieces) >= 2 * options.words_per_span
+    return len(span_sizes(pieces, options.span_kind, options.words_per_span)) > 1
 
 
 def _spans(item: Item, codes: Codes, options: FormatOptions) -> list[tuple[str, np.ndarray]]:
@@ -96,17 +90,25 @@ def _spans(item: Item, codes: Codes, options: FormatOptions) -> list[tuple[str, 
         return [(_text_of(r), codes(r.id)) for r in item.records]
     (record,) = item.records
     frames = codes(record.id)
-    spans = proportional_spans(_text_of(record), len(frames), options.words_per_span)
+    spans = aligned_spans(
+        _text_of(record),
+        len(frames),
+        record.words,
+        record.duration,
+        kind=options.span_kind,
+        words_per_span=options.words_per_span,
+    )
     return [(text, frames[start:end]) for text, start, end in spans]
 
 
 def _build_interleaved(item: Item, codes: Codes, options: FormatOptions) -> list[Segment]:
     """Spans in turn as text and as audio; whether audio or text begins depends on the example."""
-    phase = choice(options, item.id, "phase", 2)
-    answer: list[Segment] = []
-    for number, (text, frames) in enumerate(_spans(item, codes, options)):
-        as_audio = (number + phase) % 2 == 0 and len(frames) > 0
-        answer.append(AudioSegment(frames) if as_audio else TextSegment(text))
+    spans = _spans(item, codes, options)
+    turns = is_audio(len(spans), options.audio_span_share, first=choice(options, item.id, "phase", 2) == 0)
+    answer: list[Segment] = [
+        AudioSegment(frames) if audio and len(frames) else TextSegment(text)
+        for (text, frames), audio in zip(spans, turns, strict=True)
+    ]
     return pretraining_example("interleaved", [], answer, options)
 
 

@@ -12,13 +12,11 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from mimo_jax.data import audio as audio_lib
 from mimo_jax.files import write_text
 
 MANIFEST_NAME = "manifest.jsonl"
@@ -105,29 +103,11 @@ class Conversation:
     subset: str = "user"
 
 
-class Rejected(NamedTuple):
-    """A record that is skipped: ``reason`` is a key of :data:`REASONS`, ``detail`` says what was found."""
-
-    record: Record
-    reason: str
-    detail: str
-
-
-REASONS: dict[str, str] = {
-    **audio_lib.REASONS,
-    "duplicate_id": "an earlier record has the same id",
-    "control_characters": "the text has control characters",
-    "empty_text": "the text is an empty string",
-    "wrong_rate": "the file has another sample rate than the manifest declares",
-}
-"""Every reason of a :class:`Rejected`."""
-
-
 def read_manifest(path: str | os.PathLike[str]) -> list[Record]:
     """Reads a manifest file, or what a folder has of ``manifest.jsonl`` and ``manifest-*.jsonl``.
 
     Missing ``id``s are made from path and range, missing ``split``s by a stable hash of the id (2 % validation), and
-    fields that are not of :class:`Record` are kept in ``attributes``. Audio is not looked at: see :func:`scan_records`.
+    fields that are not of :class:`Record` are kept in ``attributes``. Audio is not looked at.
 
     Raises:
       FileNotFoundError: there is no such manifest.
@@ -230,65 +210,9 @@ def default_split(record_id: str) -> str:
     return "validation" if int.from_bytes(digest[:8], "big") % _VALIDATION_SHARE == 0 else "train"
 
 
-def audio_path(record: Record, root: str | os.PathLike[str]) -> Path:
-    """Where the record's audio file is; ``root`` is the manifest's folder."""
-    return Path(root) / record.audio
-
-
-def scan_records(
-    records: Sequence[Record],
-    root: str | os.PathLike[str],
-    *,
-    min_seconds: float = audio_lib.MIN_SECONDS,
-    max_seconds: float = audio_lib.MAX_SECONDS,
-    workers: int | None = None,
-    progress: bool = False,
-) -> tuple[list[Record], list[Rejected]]:
-    """Decodes every record's audio once: (usable records with duration and sample rate filled in, rejected ones).
-
-    Both lists keep the order of ``records``, and together hold each of them exactly once. ``root`` is the manifest's
-    folder; ``workers`` threads decode (default: one per core).
-    """
-
-    def check(record: Record) -> Record | Rejected:
-        try:
-            wave, rate = audio_lib.read_native(
-                audio_path(record, root), record.start, record.end, min_seconds=min_seconds, max_seconds=max_seconds
-            )
-        except audio_lib.AudioError as error:
-            return Rejected(record, error.reason, str(error))
-        if record.sample_rate is not None and record.sample_rate != rate:
-            detail = f"{audio_path(record, root)}: declared {record.sample_rate} Hz, the file has {rate} Hz"
-            return Rejected(record, "wrong_rate", detail)
-        return dataclasses.replace(record, duration=round(len(wave) / rate, 6), sample_rate=rate)
-
-    problems = _text_problems(records)
-    candidates = [(i, record) for i, record in enumerate(records) if i not in problems]
-    with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
-        results = pool.map(check, [record for _, record in candidates])
-        if progress:
-            from tqdm import tqdm
-
-            results = tqdm(results, total=len(candidates), desc="checking audio", unit="file")
-        outcome: dict[int, Record | Rejected] = {i: r for (i, _), r in zip(candidates, results, strict=True)}
-    outcome.update(problems)
-    ordered = [outcome[i] for i in range(len(records))]
-    return [r for r in ordered if isinstance(r, Record)], [r for r in ordered if isinstance(r, Rejected)]
-
-
-def _text_problems(records: Sequence[Record]) -> dict[int, Record | Rejected]:
-    """Index of each record that is bad without looking at its audio."""
-    seen: set[str] = set()
-    problems: dict[int, Record | Rejected] = {}
-    for index, record in enumerate(records):
-        if record.id in seen:
-            problems[index] = Rejected(record, "duplicate_id", f"id {record.id!r} appears more than once")
-        elif record.text is not None and not record.text.strip():
-            problems[index] = Rejected(record, "empty_text", "leave `text` out where nothing is known")
-        elif any(ord(c) < 32 and c not in "\t\n" or ord(c) == 127 for c in record.text or ""):
-            problems[index] = Rejected(record, "control_characters", f"text {record.text!r}")
-        seen.add(record.id)
-    return problems
+def audio_path(record: Record, root: str | os.PathLike[str]) -> str:
+    """Where the record's audio is: a path below ``root`` (the manifest's folder), an absolute one, or a URL."""
+    return record.audio if "://" in record.audio else os.path.join(root, record.audio)
 
 
 def _files(path: str | os.PathLike[str], name: str) -> list[Path]:

@@ -17,7 +17,7 @@ import numpy as np
 
 from mimo_jax.data import audio as audio_lib
 from mimo_jax.data import packing
-from mimo_jax.data.manifest import Record, read_manifest
+from mimo_jax.data.manifest import Record, audio_path, read_manifest
 from mimo_jax.data.permutation import key_of, permute
 
 Batch = dict[str, np.ndarray]
@@ -139,7 +139,7 @@ class WaveformSource:
             # A resampler may round up: one sample more than the duration says.
             return int(np.ceil(record.duration * audio_lib.SAMPLE_RATE))
         try:
-            return len(audio_lib.load_audio(self._root / record.audio, start=record.start, end=record.end))
+            return len(audio_lib.load_audio(audio_path(record, self._root), start=record.start, end=record.end))
         except audio_lib.AudioError as error:
             return error.reason
 
@@ -163,7 +163,7 @@ class WaveformSource:
                 self._cache.move_to_end(number)
                 return self._cache[number]
         record = self.records[number]
-        wave = audio_lib.load_audio(self._root / record.audio, start=record.start, end=record.end)
+        wave = audio_lib.load_audio(audio_path(record, self._root), start=record.start, end=record.end)
         kept = np.round(np.clip(wave, -1, 1) * 32767).astype(np.int16)
         with self._lock:
             self._remember(number, kept)

@@ -22,11 +22,13 @@ class Element:
         record: what is known; stages add to it.
         wave: float32 [samples], mono, within [-1, 1] by convention; None before decoding, and for text.
         sample_rate: of the wave, Hz.
+        codes: int [frames, codebooks], once it was tokenized.
     """
 
     record: AnyRecord
     wave: np.ndarray | None = None
     sample_rate: int = 0
+    codes: np.ndarray | None = None
 
     @property
     def id(self) -> str:
@@ -57,6 +59,11 @@ class Dropped:
 
 
 Outcome = Element | Dropped
+
+
+class StageFault(Exception):
+    """A stage cannot do its work whatever the element is (a codec of another shape, a package that is missing): the run
+    stops, instead of quarantining everything."""
 
 
 class Stage:

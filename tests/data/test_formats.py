@@ -6,8 +6,8 @@ import pytest
 
 from mimo_jax.data.all_formats import formats
 from mimo_jax.data.formats import FormatOptions, Material
-from mimo_jax.data.formats_pretraining import conversion_wording, proportional_spans
-from mimo_jax.data.manifest import Record, TextRecord
+from mimo_jax.data.formats_pretraining import conversion_wording
+from mimo_jax.data.manifest import Conversation, Record, TextRecord
 from mimo_jax.data.sequence import AudioSegment, Layout, StreamedSegment, TextSegment, render
 from mimo_jax.data.text_tokenizer import train_text_tokenizer
 
@@ -45,7 +45,13 @@ def material():
             )
         records.append(Record(f"n{i}", "x", "six " * (i + 1), "voice0", clean=f"p{i}voice0fast"))
     records.append(Record("long", "x", LONG, "voice0"))
-    return Material(records, [TextRecord("t0", "seven"), TextRecord("t1", "one", reply="two")])
+    records.append(Record("part", "x", part_of="talk"))
+    turns = [
+        {"role": "user", "content": [{"type": "audio", "audio": "part"}, {"type": "text", "text": "What is it?"}]},
+        {"role": "assistant", "thinking": False, "content": [{"type": "text", "text": "A bell."}]},
+    ]
+    texts = [TextRecord("t0", "seven"), TextRecord("t1", "one", reply="two")]
+    return Material(records, texts, [Conversation("talk", turns)])
 
 
 def built(name, options=FormatOptions(shots=2)):  # noqa: B008
@@ -129,10 +135,21 @@ def test_interleaved_spans_take_turns_in_document_order():
     assert texts in (["one two three"], ["one two three three", "one two"])  # indices run backwards here
 
 
-def test_proportional_spans_cover_words_and_frames():
-    spans = proportional_spans(LONG, 100, 5)
-    assert " ".join(s for s, _, _ in spans) == LONG
-    assert [a for _, a, _ in spans] == [0, *[b for _, _, b in spans[:-1]]] and spans[-1][2] == 100
+def test_spans_are_cut_as_the_options_say():
+    options = FormatOptions(words_per_span=2, audio_span_share=0.25)
+    segments = [s for s in built("interleaved", options)["long"] if not (isinstance(s, TextSegment) and "<|" in s.text)]
+    share = sum(isinstance(s, AudioSegment) for s in segments) / len(segments)
+    assert len(segments) == -(-len(LONG.split()) // 2) and abs(share - 0.25) <= 1 / len(segments)
+    assert "long" not in built("interleaved", FormatOptions(span_kind="sentences"))  # one sentence
+
+
+def test_recordings_of_a_conversation_are_in_no_other_example():
+    for name in formats():
+        ids = {i.id for i in formats()[name].plan(material(), FormatOptions(shots=2))}
+        assert "part" not in ids and ("talk" in ids) == (name == "sft_conversation")
+    made = spelled(built("sft_conversation")["talk"])
+    asked = "<|im_start|>user\n[AUDIO]What is it?<|im_end|>\n"
+    assert made == asked + "<|im_start|>assistant\n<think>\n\n</think>\nA bell.<|im_end|>\n"
 
 
 def test_thinking_answers_reason_first():

@@ -1,14 +1,12 @@
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
-import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mimo_jax.data import manifest
-from mimo_jax.data.manifest import ManifestError, Record, TextRecord, read_manifest, scan_records, write_manifest
+from mimo_jax.data.manifest import ManifestError, Record, TextRecord, read_manifest, write_manifest
 
 
 def write_lines(path: Path, *lines: object) -> Path:
@@ -109,29 +107,3 @@ def test_files_round_trip(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="more than once"):
         write_manifest(tmp_path / "manifest.jsonl", [records[0], records[0]])
     assert read_manifest(tmp_path) == records  # the old file is untouched
-
-
-def test_scan_keeps_or_names_every_record(tmp_path: Path) -> None:
-    wave = 0.1 * np.sin(np.arange(16_000))
-    soundfile.write(tmp_path / "good.wav", wave, 16_000)
-    soundfile.write(tmp_path / "silent.wav", 0 * wave, 16_000)
-    (tmp_path / "empty.wav").write_bytes(b"")
-    records = [
-        Record("a", "good.wav", "hello"),
-        Record("b", "silent.wav"),
-        Record("a", "good.wav"),
-        Record("c", "empty.wav"),
-        Record("d", "good.wav", "bell\a"),
-        Record("e", "good.wav", sample_rate=8_000),
-        Record("f", "nothing.wav"),
-        Record("g", "good.wav", "  "),
-        Record("h", str(tmp_path / "good.wav"), start=0.25, end=0.5),
-    ]
-    good, rejected = scan_records(records, tmp_path, workers=2)
-    assert [(r.id, r.duration, r.sample_rate) for r in good] == [("a", 1.0, 16_000), ("h", 0.25, 16_000)]
-    assert [r.reason for r in rejected] == [
-        *("silent", "duplicate_id", "empty_file", "control_characters", "wrong_rate", "missing", "empty_text")
-    ]
-    assert len(good) + len(rejected) == len(records)
-    assert {r.reason for r in rejected} <= set(manifest.REASONS)
-    assert "silent.wav" in rejected[0].detail

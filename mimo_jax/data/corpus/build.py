@@ -163,7 +163,6 @@ def _run(out: Path, parts: Path, tasks: list[tuple[int, Sequence[Utterance]]], w
             pool.shutdown(cancel_futures=True)
 
 
-
 def _make_chunk(out: Path, part: Path, chunk: Sequence[Utterance]) -> int:
     """Writes the audio of a chunk, then its part of the manifest."""
     lines = []
