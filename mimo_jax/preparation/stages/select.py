@@ -31,11 +31,12 @@ class Filter(Stage):
     recording does not have is within all limits: to be strict, require it too.
 
     Attributes:
+        name: of the stage; several filters in one chain need different ones.
         limits: score (or ``duration``) -> (lowest, highest), None for no limit. Bounds are kept.
         require: fields of the record, or scores, that must be there.
     """
 
-    name: ClassVar[str] = "filter"
+    name: str = "filter"  # type: ignore[misc]
     limits: Mapping[str, Limit] = dataclasses.field(default_factory=dict)
     require: Sequence[str] = ()
 
@@ -68,8 +69,8 @@ class Filter(Stage):
 class TextFilter(Filter):
     """`Filter` for text-only material."""
 
-    name: ClassVar[str] = "text_filter"
     takes: ClassVar[tuple[type, ...]] = (TextRecord,)
+    name: str = "text_filter"  # type: ignore[misc]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,10 +78,11 @@ class Sample(Stage):
     """Keeps better recordings with higher probability; the others are filtered as ``not_sampled``.
 
     The probability rises from ``floor`` at ``low`` to 1 at ``high`` and is constant outside; ``power`` bends it: above
-    1 only the best are likely to stay, below 1 most do. Whether a recording is kept depends on its id, score and seed alone,
+    1 only the best are likely to stay, below 1 most do. Whether a recording is kept depends on id, score and seed,
     not on the runner; whoever is kept under some settings is kept under all with higher probabilities.
 
     Attributes:
+        name: of the stage; several samples in one chain need different ones.
         score: score (or ``duration``) that measures quality.
         low, high: its range; ``low > high`` where low scores are the good ones (``asr_wer``).
         floor: probability of the worst.
@@ -89,7 +91,7 @@ class Sample(Stage):
         seed: another seed draws another sample.
     """
 
-    name: ClassVar[str] = "sample"
+    name: str = "sample"  # type: ignore[misc]
     score: str = "snr_db"
     low: float = 0.0
     high: float = 30.0
@@ -124,8 +126,8 @@ class Sample(Stage):
 class TextSample(Sample):
     """`Sample` for text-only material."""
 
-    name: ClassVar[str] = "text_sample"
     takes: ClassVar[tuple[type, ...]] = (TextRecord,)
+    name: str = "text_sample"  # type: ignore[misc]
 
 
 def draw(seed: int, record_id: str) -> float:

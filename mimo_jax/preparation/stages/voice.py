@@ -13,6 +13,8 @@ from mimo_jax.data.audio import resample
 from mimo_jax.preparation.stages.plugins import LoadsOnce, Span, package
 
 _RATE = 16_000
+# The network is deaf to what is some 50 dB below full scale; noise that is made louder does not mislead it.
+_PEAK, _MAX_GAIN = 0.5, 100.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +46,7 @@ class Silero(LoadsOnce):
         model = self._model
         model.reset()  # it remembers what it heard before
         heard = resample(np.asarray(wave, np.float32), sample_rate, _RATE)
+        heard = heard * np.float32(min(_MAX_GAIN, _PEAK / max(1e-9, float(np.abs(heard).max(initial=0.0)))))
         size = model.window_size_samples
         windows = np.pad(heard, (0, -len(heard) % size)).reshape(-1, size)
         return np.array([model.process(memoryview(window.data)) for window in windows]), size / _RATE

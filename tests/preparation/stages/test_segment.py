@@ -42,6 +42,7 @@ def test_silero_hears_speech_and_not_silence_or_noise():
     truth = [(1.0, 1.0 + first), (2.5 + first, 2.5 + first + second)]
     np.testing.assert_allclose(spans, truth, atol=0.15)
     assert detector(silence(2.0), RATE) == [] and detector(_noise(2.0), RATE) == []
+    np.testing.assert_allclose(merge_spans(detector(0.003 * wave, RATE), 0.4), truth, atol=0.15)
     assert detector(wave, RATE) == Silero()(wave, RATE)  # nothing stays of what was heard before
     assert detector(speech()[:100], RATE) == []
 
