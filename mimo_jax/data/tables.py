@@ -76,7 +76,9 @@ def cell(file: str, row: int, column: str) -> Any:
         if file.endswith(ARROW):
             table = _opened_arrow(file, stamp)
             _check(table.num_rows, row, table.column_names, column)
-            return table.column(column)[row].as_py()
+            found = table.column(column).slice(row, 1)
+            found.validate(full=True)  # what is mapped into memory was checked by nobody
+            return found[0].as_py()
         opened, ends = _opened_parquet(file, stamp)
         _check(ends[-1] if ends else 0, row, opened.schema_arrow.names, column)
         group = bisect.bisect_right(ends, row)

@@ -24,6 +24,7 @@ REASONS: dict[str, str] = {
     "several_recordings": "a sample with more than one recording",
     "missing_recording": "a recording is named that the source does not have",
     "truncated_archive": "an archive that is cut off or damaged; what lies before is used",
+    "missing_column": "a table without a column of recordings, or without one that was named, beside others with it",
     "damaged_file": "a file, or a part of it, that cannot be read as what its name says",
     "pipe_refused": "a command instead of a file: commands in data are never run",
     "unknown_length": "a recording inside an archive that does not say where it ends",

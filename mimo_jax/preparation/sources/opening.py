@@ -96,6 +96,8 @@ def _kind_of_file(place: str) -> str:
         return kind
     if name.endswith(".json"):
         return "conversations"
+    if kind_of_file(name) in ("manifest", "texts"):
+        return "manifest"
     if name.endswith(".jsonl"):
         return "conversations" if _holds_conversations(place) else "manifest"
     raise SourceError(f"{place}: no source; looked for {_LOOKED_FOR}")

@@ -37,6 +37,10 @@ _GUESSED = {
 }
 
 
+class _NoColumn(SourceError):
+    """A table without the columns that are asked for."""
+
+
 class ParquetSource:
     """See the module's text. A shard is a range of a file's row groups; ids are ``FILE:ROW`` unless a column has them.
 
@@ -80,9 +84,21 @@ class ParquetSource:
         """See `base.Source`. Reads footers, and the column of ids where there is one."""
         found: list[Shard] = []
         ids: set[str] = set()
+        unfit: list[_NoColumn] = []
         for name in self._names:
-            found += self._shards_of(name, ids)
+            try:
+                found += self._shards_of(name, ids)
+            except _NoColumn as error:
+                unfit.append(error)
+                found.append(self._bad(name, "missing_column", str(error)))
+        # Tables of something else may lie beside recordings; with nothing else, the wrong columns were named.
+        if len(unfit) == len(self._names):
+            raise unfit[0]
         return found
+
+    def _bad(self, name: str, reason: str, detail: str) -> Shard:
+        spec = {"name": name, "stamp": places.stamp(places.join(self.folder, name)), "error": [reason, detail]}
+        return Shard(base.shard_name(name), base.fingerprint("bad table", spec), spec)
 
     def _shards_of(self, name: str, ids: set[str]) -> Iterator[Shard]:
         path = places.join(self.folder, name)
@@ -94,8 +110,7 @@ class ParquetSource:
             raise
         # A damaged file makes the library raise all kinds of errors.
         except Exception as error:
-            spec["error"] = str(error)
-            yield Shard(base.shard_name(name), base.fingerprint("damaged table", spec), spec)
+            yield self._bad(name, "damaged_file", f"{path}: {error}")
             return
         for first, last in table.parts(self.items_per_shard):
             rows = (table.first_rows[first], table.first_rows[last])
@@ -109,17 +124,17 @@ class ParquetSource:
         """Field -> column.
 
         Raises:
-            SourceError: a column that was named is not there, or none holds recordings.
+            _NoColumn: a column that was named is not there, or none holds recordings.
         """
         if missing := [n for n in self.columns.values() if n not in columns]:
-            raise SourceError(f"{path}: no column {missing[0]!r}; there are {', '.join(columns)}")
+            raise _NoColumn(f"{path}: no column {missing[0]!r}; there are {', '.join(columns)}")
         chosen = {field: next((n for n in names if n in columns), None) for field, names in _GUESSED.items()}
         sounds = [n for n, kind in columns.items() if holds_sound(kind)]
         texts = [n for n in _AUDIO_NAMES if n in columns and is_text(columns[n])]
         chosen["audio"] = next((n for n in _AUDIO_NAMES if n in sounds), next(iter(sounds + texts), None))
         found = {field: column for field, column in {**chosen, **self.columns}.items() if column is not None}
         if "audio" not in found:
-            raise SourceError(
+            raise _NoColumn(
                 f"{path}: no column of recordings among {', '.join(columns)}; name it: columns={{'audio': NAME}}"
             )
         return found
@@ -143,7 +158,8 @@ class ParquetSource:
         path = places.join(self.folder, spec["name"])
         places.check_size(path, spec["stamp"])
         if "error" in spec:
-            yield base.quarantined(spec["name"], "damaged_file", f"{path}: {spec['error']}")
+            reason, detail = spec["error"]
+            yield base.quarantined(spec["name"], reason, detail)
             return
         table = open_table(path)
         for group in range(*spec["groups"]):
@@ -157,8 +173,8 @@ class ParquetSource:
             for row, values in table.rows(group, wanted, sound=chosen["audio"]):
                 yield self._outcome(row, values, chosen, name, path, repeated)
                 done = row + 1
-        # Pages are read late: a damaged one raises here, maybe after rows that are fine.
-        except (OSError, ValueError) as error:
+        # Pages are read late: a damaged one raises here, maybe after rows that are fine, and not one kind of error.
+        except Exception as error:
             lost = f"{path}: rows {done} to {table.first_rows[group + 1] - 1} cannot be read ({error})"
             yield base.quarantined(f"{name}:{done}", "damaged_file", lost)
 

@@ -121,7 +121,9 @@ class ArrowTable(Table):
     def _batches(self, group: int, columns: Sequence[str], sound: str | None) -> Iterator[Any]:
         start, end = self.first_rows[group : group + 2]
         wanted = list(dict.fromkeys([*columns, *([sound] if sound else [])]))
-        yield from self._table.select(wanted).slice(start, end - start).to_batches()
+        for batch in self._table.select(wanted).slice(start, end - start).to_batches():
+            batch.validate(full=True)  # what is mapped into memory was checked by nobody
+            yield batch
 
 
 def has_fields(kind: Any) -> bool:
