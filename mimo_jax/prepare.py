@@ -277,10 +277,8 @@ def _finish(
                 out.write(curated.dropped_line(one).encode("utf-8", "surrogateescape"))
         out.writelines((json.dumps(one, ensure_ascii=False) + "\n").encode("utf-8", "surrogateescape") for one in bad)
     for task, by in written.counts.items():
-        print(
-            f"{task}: "
-            + ", ".join(f"{s} {c['written']} ({c['text']} text + {c['audio']} audio)" for s, c in by.items())
-        )
+        splits = [f"{s} {c['written']} ({c['text']} text + {c['audio']} audio)" for s, c in by.items() if c["in"]]
+        print(f"{task}: {', '.join(splits) or 'nothing to make it of'}")
     plans = sorted(p for p in (folder / "rows").rglob("*") if p.is_file() and p.suffix in (".npy", ".npz"))
     result = {
         "version": SCHEMA_VERSION,
