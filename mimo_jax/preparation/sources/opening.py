@@ -14,8 +14,7 @@ from mimo_jax.preparation.sources.kaldi import WAV_SCP, KaldiSource
 from mimo_jax.preparation.sources.manifest import ManifestSource, kind_of_file
 from mimo_jax.preparation.sources.parquet import ENDINGS as TABLE_ENDINGS
 from mimo_jax.preparation.sources.parquet import ParquetSource
-from mimo_jax.preparation.sources.webdataset import ENDINGS as TAR_ENDINGS
-from mimo_jax.preparation.sources.webdataset import WebDatasetSource
+from mimo_jax.preparation.sources.webdataset import PACKED_TARS, WebDatasetSource
 
 KINDS: dict[str, Callable[..., Source]] = {
     "manifest": ManifestSource,
@@ -66,6 +65,8 @@ def _guess(place: str) -> str:
         if kinds:
             return _alone(names) or kinds[0]
     # Such files lie beside data of every kind, so they tell nothing where there is anything else.
+    if any(name.endswith(PACKED_TARS) for name in names):
+        return "webdataset"
     if any(name.endswith(CONVERSATION_ENDINGS) for name in names):
         return "conversations"
     raise SourceError(f"{place}: no source there; looked for {_LOOKED_FOR}")
@@ -76,7 +77,7 @@ def _sign(name: str) -> str | None:
     folder, _, last = name.rpartition("/")
     if not folder and kind_of_file(last):
         return "manifest"
-    if last.endswith(TAR_ENDINGS):
+    if last.endswith(".tar"):
         return "webdataset"
     if last.endswith(TABLE_ENDINGS):
         return "parquet"
@@ -92,6 +93,8 @@ def _kind_of_file(place: str) -> str:
     name = place.rpartition("/")[2]
     if name.endswith(".scp"):
         return "kaldi"
+    if name.endswith(PACKED_TARS):
+        return "webdataset"
     if kind := _sign(f"below/{name}"):
         return kind
     if name.endswith(".json"):

@@ -16,8 +16,7 @@ from mimo_jax.preparation.sources import base, places
 from mimo_jax.preparation.sources.base import ITEMS_PER_SHARD, InvalidItem, Shard, SourceError
 
 AUDIO_ENDINGS = ("flac", "wav", "mp3", "ogg", "opus", "m4a")
-ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
-_PACKED = ENDINGS[1:]
+PACKED_TARS = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 _TEXT_ENDINGS = ("txt", "json")
 _LARGEST_TEXT = 1 << 24
 _BLOCK = 512
@@ -40,7 +39,7 @@ class WebDatasetSource:
         folder = places.is_folder(path)
         self.folder = path if folder else places.parent(path)
         names = places.names_in(path, below=True) if folder else [path[len(self.folder) + 1 :]]
-        if packed := [name for name in names if name.endswith(_PACKED)]:
+        if packed := [name for name in names if name.endswith(PACKED_TARS)]:
             raise SourceError(
                 f"{places.join(self.folder, packed[0])}: recordings cannot be found by their place in a compressed "
                 "tar; unpack it (gzip -d, or the like): audio formats are compressed already"

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from mimo_jax.preparation.sources import KINDS, SourceError, open_source
-from mimo_jax.preparation.sources.base import shard_name, split_of_path
+from mimo_jax.preparation.sources.base import REASONS, shard_name, split_of_path
 from tests.preparation.sources.helpers import upload
 
 TURNS = json.dumps([{"role": "user", "content": [{"type": "text", "text": "x"}]}])
@@ -28,6 +28,7 @@ def lay(folder: Path, *names: str, content: str = "") -> Path:
         (["conversations.jsonl", "a.wav"], "conversations"),
         (["a.tar", "sizes.json"], "webdataset"),
         (["data/train/a.tar"], "webdataset"),
+        (["wav.scp", "download.tar.gz"], "kaldi"),
         (["data/train-0.parquet", "README.md", "info.json"], "parquet"),
         (["train/data-0.arrow", "train/state.json", "dataset_dict.json"], "parquet"),
         (["wav.scp", "text"], "kaldi"),
@@ -109,3 +110,9 @@ def test_links_in_a_circle(tmp_path: Path) -> None:
     lay(tmp_path, "a/b.tar")
     (tmp_path / "a" / "up").symlink_to(tmp_path)
     assert len(open_source(tmp_path).shards()) == 1
+
+
+def test_every_reason_is_documented() -> None:
+    docs = (Path(__file__).parents[3] / "docs" / "sources.md").read_text()
+    assert [reason for reason in REASONS if f"| `{reason}` |" not in docs] == []
+    assert [kind for kind in KINDS if f"| `{kind}` |" not in docs or f"## {kind}" not in docs] == []
