@@ -77,6 +77,7 @@ class PackedSource:
         self._prepared = Prepared(folder)
         self._layout = self._prepared.layout
         self._batch_size, self._context, self._seed, self._repeat = batch_size, context, seed, repeat
+        self._empty_row = empty_audio((context,), self._layout)
         per_host = batch_size // host_count
         self._host_rows = np.arange(host_index * per_host, (host_index + 1) * per_host)
 
@@ -230,11 +231,12 @@ class PackedSource:
         shape = (len(self._host_rows), self._context)
         out: Batch = {
             "text": np.zeros(shape, np.int32),
-            "audio": empty_audio(shape, self._layout),
+            "audio": np.empty((shape[0], *self._empty_row.shape), np.int32),
             "segment_ids": np.zeros(shape, np.int32),
             "positions": np.zeros(shape, np.int32),
             "loss_mask": np.zeros(shape, bool),
         }
+        out["audio"][:] = self._empty_row
         for task in np.unique(places.tasks).tolist():
             lines = np.flatnonzero((places.tasks == task) & (places.rows >= 0)).tolist()
             for line, examples in zip(lines, self._read(task, places.rows[lines].tolist()), strict=True):

@@ -1,7 +1,8 @@
 """Tokenized examples as bytes, and the ArrayRecord files that hold them.
 
 One record is a 4-byte little-endian length, a msgpack header of that length, zero bytes up to a multiple of 4, and the
-raw little-endian arrays text int32 [n], codes uint16 [p, G, C], loss uint8 [n]. Readers make views, no copies.
+raw little-endian arrays text int32 [n], low bytes of the codes uint8 [p, G, C], high bytes of the codebooks that the
+header lists under "high" uint8 [H, p, G], loss uint8 [n]. A codebook is listed where the example's codes need it.
 """
 
 import dataclasses
@@ -19,9 +20,12 @@ from mimo_jax.data.packing import Span
 from mimo_jax.data.sequence import Sequenced
 from mimo_jax.files import replacing
 
-SCHEMA_VERSION = 1
-# One record per compressed chunk: random access reads what it needs and no more.
-_WRITER_OPTIONS = "group_size:1,zstd:1"
+SCHEMA_VERSION = 2
+# Version 1 has the codes as uint16 [p, G, C].
+_READABLE = (1, 2)
+# One record per chunk: random access reads what it needs and no more. Uncompressed: zstd would save a sixth of the
+# built-in corpus, and make a batch half as slow again.
+_WRITER_OPTIONS = "group_size:1,uncompressed"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,52 +59,66 @@ class Example:
 
 def to_bytes(example: Example) -> bytes:
     """Example -> bytes; the same example gives the same bytes."""
+    codes = np.asarray(example.codes).astype("<u2")
+    high = np.flatnonzero((codes > 255).any(axis=(0, 1))).tolist()
     header = msgpack.packb(
         {
             "version": SCHEMA_VERSION,
             "id": example.id,
             "task": example.task,
             "positions": len(example.text),
-            "codes": list(example.codes.shape),
+            "codes": list(codes.shape),
+            "high": high,
             "borders": list(example.borders),
         }
     )
     padding = b"\0" * (-len(header) % 4)
     arrays = (
         np.ascontiguousarray(example.text, "<i4"),
-        np.ascontiguousarray(example.codes, "<u2"),
+        codes.astype("u1"),
+        np.moveaxis(codes[..., high] >> 8, -1, 0).astype("u1"),
         np.ascontiguousarray(example.loss, "u1"),
     )
     return b"".join([struct.pack("<I", len(header)), header, padding, *(a.tobytes() for a in arrays)])
 
 
 def from_bytes(data: bytes) -> Example:
-    """Bytes -> Example; the arrays are read-only views of ``data``.
+    """Bytes -> Example; text and loss are read-only views of ``data``.
 
     Raises:
         ValueError: another schema version, or fewer bytes than the header says.
     """
     (size,) = struct.unpack_from("<I", data)
     header = msgpack.unpackb(data[4 : 4 + size])
-    if header["version"] != SCHEMA_VERSION:
-        raise ValueError(
-            f"record of schema version {header['version']}; this program reads {SCHEMA_VERSION}: prepare again"
-        )
+    if header["version"] not in _READABLE:
+        raise ValueError(f"record of schema version {header['version']}; this program reads {_READABLE}: prepare again")
     n, shape = header["positions"], tuple(header["codes"])
-    count = math.prod(shape)
+    high = header.get("high", range(shape[-1]))
     start = 4 + size + (-size % 4)
-    if len(data) != start + 5 * n + 2 * count:
-        raise ValueError(
-            f"record {header['id']!r} has {len(data)} bytes, its header asks for {start + 5 * n + 2 * count}"
-        )
+    codes_start = start + 4 * n
+    frames = math.prod(shape[:-1])
+    loss_start = codes_start + frames * (shape[-1] + len(high))
+    if len(data) != loss_start + n:
+        raise ValueError(f"record {header['id']!r} has {len(data)} bytes, its header asks for {loss_start + n}")
+    if header["version"] == 1:
+        codes = _view(data, "<u2", shape, codes_start)
+    else:
+        codes = _view(data, "u1", shape, codes_start).astype("<u2")
+        high_bytes = _view(data, "u1", (len(high), *shape[:-1]), loss_start - frames * len(high))
+        for codebook, plane in zip(high, high_bytes, strict=True):
+            codes.view("u1")[..., 2 * codebook + 1] = plane
     return Example(
         id=header["id"],
         task=header["task"],
-        text=np.frombuffer(data, "<i4", n, start),
-        codes=np.frombuffer(data, "<u2", count, start + 4 * n).reshape(shape),
-        loss=np.frombuffer(data, "u1", n, start + 4 * n + 2 * count),
+        text=_view(data, "<i4", (n,), start),
+        codes=codes,
+        loss=_view(data, "u1", (n,), loss_start),
         borders=tuple(header["borders"]),
     )
+
+
+def _view(data: bytes, dtype: str, shape: tuple[int, ...], start: int) -> np.ndarray:
+    return np.frombuffer(data, dtype, math.prod(shape), start).reshape(shape)
 
 
 def part_of(example: Example, span: Span | None, empty: int) -> Example:

@@ -1,3 +1,6 @@
+import dataclasses
+
+import msgpack
 import numpy as np
 import pytest
 from hypothesis import given
@@ -18,9 +21,12 @@ def example(n, p, name="x"):
     )
 
 
-@given(st.integers(0, 40), st.integers(0, 9), st.text(max_size=9))
-def test_round_trip(n, p, name):
+@given(
+    st.integers(0, 40), st.integers(0, 9), st.text(max_size=9), st.lists(st.sampled_from([1, 129, 60000]), min_size=8)
+)
+def test_round_trip(n, p, name, sizes):
     one = example(n, p, name)
+    one = dataclasses.replace(one, codes=one.codes % np.asarray(sizes[:8], np.uint16))
     back = from_bytes(to_bytes(one))
     assert (back.id, back.task, back.borders) == (one.id, one.task, one.borders)
     for field in ("text", "codes", "loss"):
@@ -28,12 +34,29 @@ def test_round_trip(n, p, name):
         assert getattr(back, field).dtype == getattr(one, field).dtype
 
 
+def test_bytes_without_information_are_not_written():
+    one = example(7, 100)
+    whole = len(to_bytes(one))
+    narrow = dataclasses.replace(one, codes=np.where(np.arange(8) < 2, one.codes, one.codes % 129).astype(np.uint16))
+    assert whole - len(to_bytes(narrow)) == pytest.approx(100 * 4 * 6, abs=8)
+
+
+def test_records_of_the_first_schema_are_read():
+    one = example(5, 2)
+    fields = {"version": 1, "id": "x", "task": "asr", "positions": 5, "codes": [2, 4, 8], "borders": [0, 3]}
+    header = msgpack.packb(fields)
+    arrays = one.text.tobytes() + one.codes.tobytes() + one.loss.tobytes()
+    back = from_bytes(len(header).to_bytes(4, "little") + header + bytes(-len(header) % 4) + arrays)
+    for field in ("text", "codes", "loss"):
+        np.testing.assert_array_equal(getattr(back, field), getattr(one, field))
+
+
 def test_cut_or_foreign_records_are_refused():
     data = to_bytes(example(5, 2))
     with pytest.raises(ValueError, match="bytes"):
         from_bytes(data[:-1])
     with pytest.raises(ValueError, match="version 9"):
-        from_bytes(data.replace(b"version\x01", b"version\x09"))
+        from_bytes(data.replace(b"version\x02", b"version\x09"))
 
 
 def test_files_appear_complete_and_read_back_in_any_order(tmp_path):
