@@ -118,6 +118,8 @@ class Recognise(Stage):
     batch_size: int = 16
 
     def setup(self) -> None:
+        if not self.only_missing:
+            package("jiwer", "jiwer", "recognise.Recognise(only_missing=False)")
         setup_plugin(self.recogniser)
 
     def process(self, element: Element) -> list[Outcome]:

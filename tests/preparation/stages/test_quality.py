@@ -79,6 +79,7 @@ def test_clipping_counts_what_was_cut_off():
 def test_the_simple_measures():
     wave = joined(silence(3.0), speech(), silence(3.0))
     scores = _scores(wave + np.float32(0.01))
+    assert scores["snr_db"] > 40
     assert scores["dc_offset"] == pytest.approx(0.01, abs=1e-3)
     assert scores["peak_dbfs"] == pytest.approx(20 * np.log10(0.51), abs=0.2)
     ratio = _scores(wave)["silence_ratio"]

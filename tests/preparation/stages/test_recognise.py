@@ -1,5 +1,7 @@
 """Transcripts where they are missing, and a measure of those that are given."""
 
+import sys
+
 import numpy as np
 import pytest
 
@@ -34,6 +36,13 @@ def test_only_missing_texts_are_filled_in():
 def test_given_texts_are_measured(text, heard, wer):
     out = only(Recognise(recogniser=_hears(heard), only_missing=False).process(element(speech(), text=text)))
     assert out.record.text == text and out.record.scores == {"asr_wer": wer}
+
+
+def test_measuring_needs_a_package_from_the_start(monkeypatch):
+    monkeypatch.setitem(sys.modules, "jiwer", None)
+    Recognise(recogniser=_hears()).setup()
+    with pytest.raises(StageFault, match="jiwer"):
+        Recognise(recogniser=_hears(), only_missing=False).setup()
 
 
 def test_a_recogniser_that_loses_recordings_stops_the_run():
