@@ -4,7 +4,10 @@ Every task format is registered as ``mimo_<format>`` and every mixture as ``mimo
 imported; they read the record files of the folder named by `set_prepared` (or by ``MIMO_JAX_PREPARED``). For users of
 seqio and t5x, and to compare with: training here reads the same files through `loader`.
 
-    MIMO_JAX_PREPARED=DIR python -m mimo_jax.data.tasks      # lists what is registered
+    MIMO_JAX_PREPARED=DIR python -m mimo_jax.data.tasks      # lists features, tasks and mixtures
+
+Rates are those of the mixture as declared, by tokens. seqio draws examples by them, not tokens, and knows no share of
+text: its mixtures hold the loader's examples in other proportions.
 """
 
 import functools
@@ -94,12 +97,16 @@ class PreparedVocabulary(seqio.Vocabulary):
     __hash__ = None  # type: ignore[assignment]
 
 
-def output_features() -> Mapping[str, seqio.Feature]:
-    """Features of every task.
+# What each feature holds, for people; `output_features` says the same to seqio.
+FEATURES: Mapping[str, str] = {
+    "text": "int32 [n], text ids; <|empty|> at audio positions",
+    "audio": "int32 [n, G, C], codes of each position's patch; the codebooks' empty ids at text positions",
+    "loss": "int32 [n], 1 where the position is a target",
+}
 
-    text int32 [n]: text ids. audio int32 [n, G, C]: codes, the empty ids at text positions. loss int32 [n]: 1 where the
-    position is a target.
-    """
+
+def output_features() -> Mapping[str, seqio.Feature]:
+    """Features of every task; see `FEATURES`."""
     codes = seqio.PassThroughVocabulary(size=1025)
     return {
         "text": seqio.Feature(PreparedVocabulary(), add_eos=False, dtype=tf.int32),
@@ -150,8 +157,11 @@ def register() -> None:
 
 
 def listing() -> str:
-    """One line per task and mixture, by seqio's own calls."""
-    lines = [f"task    {name:40s} {formats()[name.removeprefix(PREFIX)].summary}" for name in _ours(seqio.TaskRegistry)]
+    """One line per feature, task and mixture, by seqio's own calls."""
+    lines = [f"feature {name:40s} {meaning}" for name, meaning in FEATURES.items()]
+    lines += [
+        f"task    {name:40s} {formats()[name.removeprefix(PREFIX)].summary}" for name in _ours(seqio.TaskRegistry)
+    ]
     for name in _ours(seqio.MixtureRegistry):
         mixture = seqio.get_mixture_or_task(name)
         shares = ", ".join(f"{t.name.removeprefix(PREFIX)} {mixture.get_rate(t):g}" for t in mixture.tasks)

@@ -1,5 +1,6 @@
 """seqio's view of the prepared files: registered, listed, and giving the same examples as the loader."""
 
+import collections
 import json
 import os
 import pathlib
@@ -10,22 +11,20 @@ import numpy as np
 import pytest
 
 from mimo_jax.data.all_formats import formats
+from mimo_jax.data.loader import PackedSource
 from mimo_jax.data.mixtures import MIXTURES
 from mimo_jax.data.prepared import Prepared
 from mimo_jax.data.records import from_bytes
 from mimo_jax.data.sequence import expand_audio
-from mimo_jax.prepare import prepare
-from tests.data.corpus_fixture import FakeCodec, make_corpus
+from tests.data.prepared_fixture import make_prepared
 
+FEATURE_NAMES = ("text", "audio", "loss")
 ROOT = pathlib.Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    root = tmp_path_factory.mktemp("tasks")
-    make_corpus(root / "corpus", count=12)
-    prepare(root / "corpus", root / "out", FakeCodec(), vocab_size=400, contexts=(128,))
-    return root / "out"
+    return make_prepared(tmp_path_factory.mktemp("tasks"), counts=(12, 5))
 
 
 def test_tensorflow_is_imported_by_tasks_alone():
@@ -45,9 +44,10 @@ def test_registered_listed_and_equal_to_the_records(folder):
     assert {tasks.PREFIX + name for name in formats()} <= set(seqio.TaskRegistry.names())
     assert {tasks.PREFIX + name for name in MIXTURES} <= set(seqio.MixtureRegistry.names())
     assert all(name in tasks.listing() for name in (*formats(), *MIXTURES))
-    mixture = seqio.get_mixture_or_task("mimo_joint")
-    rates = {t.name.removeprefix(tasks.PREFIX): mixture.get_rate(t) for t in mixture.tasks}
-    assert rates == dict(MIXTURES["joint"].rates)
+    for name, ours in MIXTURES.items():
+        mixture = seqio.get_mixture_or_task(tasks.PREFIX + name)
+        rates = {t.name.removeprefix(tasks.PREFIX): mixture.get_rate(t) for t in mixture.tasks}
+        assert rates == dict(ours.rates)
 
     prepared = Prepared(folder)
     task = seqio.get_mixture_or_task("mimo_tts")
@@ -63,10 +63,48 @@ def test_registered_listed_and_equal_to_the_records(folder):
     assert vocabulary.decode(vocabulary.encode("turn the light on")) == "turn the light on"
 
 
+def test_every_task_has_the_documented_features(folder):
+    seqio = pytest.importorskip("seqio")
+    from mimo_jax.data import tasks
+
+    tasks.set_prepared(folder)
+    for name in formats():
+        task = seqio.get_mixture_or_task(tasks.PREFIX + name)
+        assert task.output_features.keys() == tasks.FEATURES.keys()
+        example = next(task.get_dataset(None, "train", shuffle=False).as_numpy_iterator())
+        for feature, meaning in tasks.FEATURES.items():
+            rank = meaning[meaning.index("[") : meaning.index("]")].count(",") + 1
+            assert task.output_features[feature].rank == example[feature].ndim == rank
+            assert meaning.startswith(example[feature].dtype.name)
+
+
+def test_seqio_and_the_loader_give_the_same_examples(folder):
+    seqio = pytest.importorskip("seqio")
+    from mimo_jax.data import tasks
+
+    tasks.set_prepared(folder)
+    for name in ("text", "asr", "sft_spoken_dialogue"):
+        source = PackedSource(folder, name, 2, 512, repeat=False)
+        ours = collections.Counter()
+        for batch in (source.batch(step) for step in range(source.steps_per_pass())):
+            for row, ids in enumerate(batch["segment_ids"]):
+                for i in range(1, ids.max() + 1):
+                    here = ids == i
+                    ours[tuple(batch[k][row][here].tobytes() for k in ("text", "audio", "loss_mask"))] += 1
+        theirs = collections.Counter()
+        dataset = seqio.get_mixture_or_task(tasks.PREFIX + name).get_dataset(None, "train", shuffle=True, seed=1)
+        for one in dataset.as_numpy_iterator():
+            # The first position of an example predicts nothing from before: the loader masks it.
+            loss = (one["loss"] > 0) & (np.arange(len(one["loss"])) > 0)
+            theirs[one["text"].tobytes(), one["audio"].tobytes(), loss.tobytes()] += 1
+        assert ours == theirs and len(ours) == 12
+
+
 def test_command_lists(folder):
     pytest.importorskip("seqio")
     environment = {**os.environ, "MIMO_JAX_PREPARED": str(folder), "TF_CPP_MIN_LOG_LEVEL": "3"}
     command = [sys.executable, "-m", "mimo_jax.data.tasks"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
     lines = done.stdout.splitlines()
-    assert len(lines) == len(formats()) + len(MIXTURES) and lines[-1].startswith("mixture")
+    kinds = collections.Counter(line.split()[0] for line in lines)
+    assert kinds == {"feature": len(FEATURE_NAMES), "task": len(formats()), "mixture": len(MIXTURES)}
