@@ -57,8 +57,9 @@ class ClusterDiariser(LoadsOnce):
     max_points: int = 400
 
     def setup(self) -> None:
-        """Loads the detector."""
+        """Loads the detector, and what librosa loads and compiles at its first use."""
         setup_plugin(self.detector)
+        _features(np.zeros(4800, np.float32), 24_000)
 
     def __call__(self, wave: np.ndarray, sample_rate: int) -> list[Turn]:
         """Turns; see `plugins.Diariser`."""
