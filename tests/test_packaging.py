@@ -41,13 +41,13 @@ def test_rooms_are_attributes():
 
 
 def test_lock_files_name_neither_hosts_nor_paths():
-    assert {path.stem for path in LOCKS} == {"base", "cuda", "dev", "quickstart", "seqio", "torch", "tpu"}
+    assert {path.stem for path in LOCKS} == {"base", "beam", "cuda", "dev", "quickstart", "seqio", "torch", "tpu"}
     for path in LOCKS:
         text = path.read_text()
         assert not re.search(r"https?://|file:|--(extra-)?index|--find-links|@ |(^|\s)/", text), path.name
 
 
-@pytest.mark.parametrize("lock", LOCKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("lock", [lock for lock in LOCKS if lock.stem != "beam"], ids=lambda path: path.stem)
 def test_lock_files_agree_with_dev(lock: Path):
     """One environment made from `dev` holds what the smaller ones hold, in the same versions."""
     dev, own = pinned(ROOT / "requirements" / "dev.txt"), pinned(lock)
@@ -66,6 +66,14 @@ def test_torch_is_locked_apart():
     assert {"sympy", "mpmath", "networkx", "jinja2"} <= set(own)
     assert {"filelock", "fsspec", "markupsafe", "setuptools", "typing-extensions"} <= set(dev)
     assert not [name for name in own if re.match("nvidia|cuda|triton", name)]
+
+
+def test_beam_has_an_environment_of_its_own():
+    """With an older protobuf than TensorFlow's; preparation needs neither TensorFlow nor seqio."""
+    dev, own = pinned(ROOT / "requirements" / "dev.txt"), pinned(ROOT / "requirements" / "beam.txt")
+    assert {"apache-beam", "array-record", "jax", "pytest", "pyarrow"} <= set(own)
+    assert not {"tensorflow-cpu", "tensorflow-text", "seqio"} & set(own) and "apache-beam" not in dev
+    assert all(int(version.split(".")[0]) < 7 for version in own["protobuf"])
 
 
 def test_tensorflow_is_installed_once():
