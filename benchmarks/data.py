@@ -1,11 +1,11 @@
 """Rows per second of the loader against seqio's packing over tf.data and grain's packing of the same records.
 
-    python benchmarks/data.py [--prepared DIR --task tts] [--context 8192] [--batch_rows 8] [--seconds 20]
+    python benchmarks/data.py [--prepared DIR --task tts] [--context 8192] [--batch_rows 8] [--seconds 10]
 
 Without a prepared folder it makes records of its own: log-normal lengths, half of the positions audio. Every contender
 runs in a process of its own, reads every record from its file each time, and is measured after a warm-up in CPU
-seconds of all its threads, so that neither waiting nor idle cores count. Prints a table and, as the last line, one
-JSON object.
+seconds of all its threads, so that neither waiting nor idle cores count; the median of three runs in turns. Prints a
+table and, as the last line, one JSON object.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ SPECIAL = SpecialTokens(
     eostm=151671,
     eot=151672,
 )
-THREADS = 2
 BINS = 64  # rows that grain's packing fills at a time
+ROUNDS = 3
 WINDOW = 256  # examples that seqio's packing sees at a time
 
 
@@ -79,7 +79,7 @@ def make_records(folder: pathlib.Path, task: str, count: int, context: int, seed
 def ours(folder: str, task: str, context: int, batch_rows: int) -> Iterator[tuple[int, int]]:
     """(rows, used positions) of each batch."""
     source = PackedSource(folder, task, batch_rows, context, cache_bytes=0)
-    for _, batch in prefetch(source.batch, 0, THREADS):
+    for _, batch in prefetch(source.batch, 0, depth=2):
         yield len(batch["text"]), np.count_nonzero(batch["segment_ids"])
 
 
@@ -102,7 +102,8 @@ def grain_packing(folder: str, task: str, context: int, batch_rows: int, kind: s
         "best-fit": grain.experimental.BestFitPackIterDataset,
     }[kind]
     rows = packer(
-        examples.to_iter_dataset(grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=64)),
+        # Threads that read ahead cost grain CPU time too, and bring it no more rows.
+        examples.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)),
         length_struct={"text": context, "audio": context, "loss": context},
         num_packing_bins=BINS,
     )
@@ -127,14 +128,14 @@ def seqio_packing(folder: str, task: str, context: int, batch_rows: int) -> Iter
     )
     dataset = dataset.map(
         lambda one: {name: tf.reshape(one[name] + 1, [-1]) for name in ("text", "audio", "loss")},
-        num_parallel_calls=THREADS,
+        num_parallel_calls=1,
     )
     lengths = {"text": context, "audio": context * layout.group_size * layout.channels, "loss": context}
 
     def pack(window: dict[str, tf.data.Dataset]) -> tf.data.Dataset:
         return seqio.utils.trim_and_pack_dataset(tf.data.Dataset.zip(window), lengths)
 
-    packed = dataset.window(WINDOW, drop_remainder=True).flat_map(pack).batch(batch_rows).prefetch(THREADS)
+    packed = dataset.window(WINDOW, drop_remainder=True).flat_map(pack).batch(batch_rows).prefetch(2)
     for batch in packed.as_numpy_iterator():
         yield len(batch["text"]), np.count_nonzero(batch["text_segment_ids"])
 
@@ -188,6 +189,11 @@ def run(name: str, options: argparse.Namespace) -> dict[str, float]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def median(runs: list[dict[str, float]]) -> dict[str, float]:
+    """The run of median CPU time."""
+    return sorted(runs, key=lambda one: one["tokens_per_cpu_second"])[len(runs) // 2]
+
+
 def main() -> None:
     """Runs the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -196,7 +202,7 @@ def main() -> None:
     parser.add_argument("--examples", type=int, default=6000, help="examples to make")
     parser.add_argument("--context", type=int, default=8192)
     parser.add_argument("--batch_rows", type=int, default=8)
-    parser.add_argument("--seconds", type=float, default=20.0, help="of each measurement")
+    parser.add_argument("--seconds", type=float, default=10.0, help="of each of three measurements")
     parser.add_argument("--contender", choices=list(CONTENDERS), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.contender:
@@ -211,7 +217,9 @@ def main() -> None:
         begin = cpu_seconds()
         packing.plan_rows(counts, options.context)
         planning = cpu_seconds() - begin
-        results = {name: run(name, options) for name in CONTENDERS}
+        # In turns, so that what else the machine does falls on all of them.
+        rounds = [{name: run(name, options) for name in CONTENDERS} for _ in range(ROUNDS)]
+    results = {name: median([one[name] for one in rounds]) for name in CONTENDERS}
 
     own = results["this loader"]
     print(f"{len(counts)} examples, mean length {counts.sum(axis=1).mean():.0f}, context {options.context}")

@@ -42,6 +42,7 @@ def prefetch(
     depth: int,
     workers: int = 0,
     place: Callable[[Any], Any] | None = None,
+    threads: int = 1,
 ) -> Generator[tuple[int, Any], None, None]:
     """(step, batch(step)) from ``start`` on, in order, without an end. Close it to end its threads and processes.
 
@@ -51,14 +52,16 @@ def prefetch(
         depth: batches that are ready ahead of use; 0 makes every batch when it is asked for.
         workers: processes that make batches; 0 makes them in threads of this one, which is enough until the work of
             the Python interpreter fills a core. Each worker has its own cache of records.
-        place: applied to every batch in a thread, `depth` batches ahead: the transfer to the device.
+        place: applied to every batch in a thread, ``depth`` batches ahead: the transfer to the device.
+        threads: that make batches, in this process or in each worker. One is fastest where files are near: more of them
+            wait for each other. More of them wait together for storage that is far.
     """
     if (depth <= 0 and workers <= 0) or importlib.util.find_spec("grain") is None:
         if depth > 0 or workers > 0:
             logger.warning("grain is not installed: every batch is made when it is needed; pip install grain")
         for step in itertools.count(start):
             yield step, place(batch(step)) if place else batch(step)
-    batches = _pipeline(batch, start, max(depth, 1), workers, place)
+    batches = _pipeline(batch, start, max(depth, 1), workers, place, threads)
     try:
         yield from batches
     finally:
@@ -66,15 +69,22 @@ def prefetch(
 
 
 def _pipeline(
-    batch: Callable[[int], Any], start: int, depth: int, workers: int, place: Callable[[Any], Any] | None
+    batch: Callable[[int], Any],
+    start: int,
+    depth: int,
+    workers: int,
+    place: Callable[[Any], Any] | None,
+    threads: int,
 ) -> Iterator[tuple[int, Any]]:
     import grain
     from absl import flags
 
-    # More than two threads only wait for each other: what a batch costs is mostly the interpreter's work.
-    threads = min(depth, 2) if not workers else 0
+    # A worker is ahead by its own buffer; its only thread need not hand batches to itself.
+    reading = threads if threads > 1 or not workers else 0
     dataset = grain.MapDataset.range(start, start + _STEPS).map(functools.partial(_numbered, batch))
-    iterated = dataset.to_iter_dataset(grain.ReadOptions(threads, depth if place is None and threads else threads))
+    iterated = dataset.to_iter_dataset(
+        grain.ReadOptions(reading, max(reading, depth if place is None and not workers else 0))
+    )
     if workers:
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # grain hands its flags on to its workers

@@ -108,7 +108,7 @@ def _plan_blocks(
     if len(numbers) == 1:
         yield plan(0)
         return
-    # Four: what a block needs to be planned, about 1 GiB at 4 Mi examples, is not wanted once per core.
+    # Four: the memory that planning 4 Mi examples takes, about half a GiB, is not wanted once per core.
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
         for start in range(0, len(numbers), 4):
             yield from pool.map(plan, numbers[start : start + 4])

@@ -49,6 +49,7 @@ class Intervals:
       checkpoint: a checkpoint.
       prefetch: batches that lie on the device ahead of their step.
       workers: processes that make batches; 0 makes them in threads of this one.
+      threads: that make batches, of each such process; see `data.iterate.prefetch`.
     """
 
     log: int = 20
@@ -57,6 +58,7 @@ class Intervals:
     checkpoint: int = 500
     prefetch: int = 3
     workers: int = 0
+    threads: int = 1
 
 
 class StopRequest:
@@ -139,8 +141,8 @@ def run(
 
     step = meta.step
     place = functools.partial(mesh_lib.put_batch, mesh=mesh)
-    reading = contextlib.closing(prefetch(source.batch, step, intervals.prefetch, intervals.workers, place))
-    with StopRequest() as stop, reading as batches:
+    reading = prefetch(source.batch, step, intervals.prefetch, intervals.workers, place, intervals.threads)
+    with StopRequest() as stop, contextlib.closing(reading) as batches:
         while budget.progress(step, text_tokens + audio_tokens) < 1.0:
             progress = budget.progress(step, text_tokens + audio_tokens)
             number, batch = next(batches)
