@@ -236,20 +236,20 @@ class PackedSource:
             "positions": np.zeros(shape, np.int32),
             "loss_mask": np.zeros(shape, bool),
         }
-        out["audio"][:] = self._empty_row
-        for task in np.unique(places.tasks).tolist():
-            lines = np.flatnonzero((places.tasks == task) & (places.rows >= 0)).tolist()
-            for line, examples in zip(lines, self._read(task, places.rows[lines].tolist()), strict=True):
-                self._fill({name: array[line] for name, array in out.items()}, examples)
+        # Row by row, so that what one row needs stays in the processor's cache.
+        for line, (task, row) in enumerate(zip(places.tasks.tolist(), places.rows.tolist(), strict=True)):
+            view = {name: array[line] for name, array in out.items()}
+            view["audio"][:] = self._empty_row
+            if row >= 0:
+                self._fill(view, self._read(task, row))
         return out
 
-    def _read(self, task: int, rows: Sequence[int]) -> list[list[Example]]:
-        """What lies in each row of a task; its records are read in one go."""
-        pieces = [self._rows[task].pieces(row) for row in rows]
-        numbers = [piece.example for row in pieces for piece in row]
-        records = iter(self._readers[task].read(numbers))
+    def _read(self, task: int, row: int) -> list[Example]:
+        """What lies in a packed row of a task."""
+        pieces = self._rows[task].pieces(row)
+        records = self._readers[task].read([piece.example for piece in pieces])
         empty = self._layout.special.empty
-        return [[part_of(from_bytes(next(records)), piece.span, empty) for piece in row] for row in pieces]
+        return [part_of(from_bytes(record), piece.span, empty) for record, piece in zip(records, pieces, strict=True)]
 
     def _fill(self, row: Batch, examples: Sequence[Example]) -> None:
         """Write examples one behind the other into views of one row of a batch."""

@@ -92,33 +92,33 @@ def from_bytes(data: bytes) -> Example:
     header = msgpack.unpackb(data[4 : 4 + size])
     if header["version"] not in _READABLE:
         raise ValueError(f"record of schema version {header['version']}; this program reads {_READABLE}: prepare again")
-    n, shape = header["positions"], tuple(header["codes"])
+    n, shape = header["positions"], header["codes"]
     high = header.get("high", range(shape[-1]))
-    start = 4 + size + (-size % 4)
-    codes_start = start + 4 * n
     frames = math.prod(shape[:-1])
-    loss_start = codes_start + frames * (shape[-1] + len(high))
+    # Where each array starts; the high bytes are one run of frames for each codebook of them.
+    text_start = 4 + size + (-size % 4)
+    codes_start = text_start + 4 * n
+    high_start = codes_start + frames * shape[-1]
+    loss_start = high_start + frames * len(high)
     if len(data) != loss_start + n:
         raise ValueError(f"record {header['id']!r} has {len(data)} bytes, its header asks for {loss_start + n}")
+    raw = np.frombuffer(data, np.uint8)
     if header["version"] == 1:
-        codes = _view(data, "<u2", shape, codes_start)
+        codes = raw[codes_start:loss_start].view("<u2")
     else:
-        codes = _view(data, "u1", shape, codes_start).astype("<u2")
-        high_bytes = _view(data, "u1", (len(high), *shape[:-1]), loss_start - frames * len(high))
-        for codebook, plane in zip(high, high_bytes, strict=True):
-            codes.view("u1")[..., 2 * codebook + 1] = plane
+        codes = raw[codes_start:high_start].astype("<u2")
+        in_bytes = codes.view(np.uint8)
+        for number, codebook in enumerate(high):
+            first = high_start + number * frames
+            in_bytes[2 * codebook + 1 :: 2 * shape[-1]] = raw[first : first + frames]
     return Example(
         id=header["id"],
         task=header["task"],
-        text=_view(data, "<i4", (n,), start),
-        codes=codes,
-        loss=_view(data, "u1", (n,), loss_start),
+        text=raw[text_start:codes_start].view("<i4"),
+        codes=codes.reshape(shape),
+        loss=raw[loss_start:],
         borders=tuple(header["borders"]),
     )
-
-
-def _view(data: bytes, dtype: str, shape: tuple[int, ...], start: int) -> np.ndarray:
-    return np.frombuffer(data, dtype, math.prod(shape), start).reshape(shape)
 
 
 def part_of(example: Example, span: Span | None, empty: int) -> Example:
