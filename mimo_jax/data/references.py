@@ -19,12 +19,10 @@ from contextlib import contextmanager
 from typing import Any, BinaryIO
 from urllib.parse import quote, unquote
 
-EXTRA_HINT = "install it with: pip install 'mimo_jax[prepare]'"
-_URL = re.compile(r"^[A-Za-z][A-Za-z0-9+.\-]*(::[A-Za-z][A-Za-z0-9+.\-]*)*://")
+from mimo_jax.data import storage, tables
+
 _RANGE = re.compile(r"^(?P<file>.+)#bytes=(?P<start>\d{1,18})-(?P<end>\d{1,18})?$", re.DOTALL)
 _ROW = re.compile(r"^(?P<file>.+)#row=(?P<row>\d{1,18})(&column=(?P<column>[^#&]+))?$", re.DOTALL)
-# One request that brings a whole object is faster and fails more clearly than many small ones, until memory counts.
-_WHOLE_BYTES = 1 << 28
 
 
 class AudioError(Exception):
@@ -40,27 +38,15 @@ class AudioError(Exception):
         return f"{self.path}: {self.reason}: {self.detail}"
 
 
-def is_url(path: str) -> bool:
-    """Whether it starts with a scheme, like ``gs://`` (``file://`` too)."""
-    return bool(_URL.match(path))
-
-
 def is_reference(audio: str) -> bool:
     """Whether it is more than the path of a local file: a URL, a range or a row."""
-    return is_url(audio) or (_split(audio) is not None and not os.path.exists(audio))
+    return storage.is_url(audio) or (_split(audio) is not None and not os.path.exists(audio))
 
 
 def container(audio: str) -> str:
     """The file or object that holds the recording: the reference without its range or row."""
     found = _split(audio) if is_reference(audio) else None
     return found["file"] if found else audio
-
-
-def local_path(path: str) -> str | None:
-    """The local path as the file system knows it, also of a file:// URL; None for what is elsewhere."""
-    if not is_url(path):
-        return path
-    return unquote(path[7:]) if path[:7].lower() == "file://" else None
 
 
 def byte_range(file: str, start: int, end: int | None = None) -> str:
@@ -75,9 +61,9 @@ def table_cell(file: str, row: int, column: str = "audio") -> str:
 
 def resolve(audio: str, root: str) -> str:
     """A path, URL or reference seen from the folder or URL ``root``; what is absolute stays as it is."""
-    if is_url(audio) or os.path.isabs(audio):
+    if storage.is_url(audio) or os.path.isabs(audio):
         return audio
-    if not is_url(root):
+    if not storage.is_url(root):
         return os.path.join(os.path.abspath(root), audio)
     scheme, _, rest = root.partition("://")
     return f"{scheme}://{posixpath.normpath(posixpath.join(rest, audio))}"
@@ -92,59 +78,21 @@ def open_reference(audio: str) -> BinaryIO:
     """
     if not is_reference(audio):
         with _explained(audio):
-            return _open_local(audio)
+            return storage.open_local(audio)
     if found := _RANGE.match(audio):
         end = found["end"]
         return _open_range(audio, found["file"], int(found["start"]), None if end is None else int(end))
     if found := _ROW.match(audio):
-        from mimo_jax.data import tables
-
         with _explained(audio):
             cell = tables.cell(found["file"], int(found["row"]), unquote(found["column"] or "audio"))
         return _open_cell(audio, cell, found["file"])
     with _explained(audio):
-        return open_file(audio)
+        return storage.open_file(audio)
 
 
 def signature(audio: str) -> list[Any] | None:
-    """What changes when the local file behind a reference changes: [size, mtime in ns]; None if it cannot be seen.
-
-    Objects behind URLs are not asked, as that takes a request each.
-    """
-    name = local_path(container(audio))
-    if name is None:
-        return None
-    try:
-        found = os.stat(name)
-    except (OSError, ValueError):
-        return None
-    return [found.st_size, found.st_mtime_ns]
-
-
-def filesystem(url: str) -> tuple[Any, str]:
-    """(fsspec file system, path in it) of a URL.
-
-    Raises:
-      ModuleNotFoundError: fsspec, or what it needs for this scheme, is not installed.
-      ValueError: no such scheme.
-    """
-    try:
-        import fsspec
-    except ImportError as error:
-        raise ModuleNotFoundError(f"{url}: URLs are read with fsspec; {EXTRA_HINT}") from error
-    return fsspec.core.url_to_fs(url)
-
-
-def open_file(path: str) -> BinaryIO:
-    """Opens a local path or a URL for seeking and reading; errors are those of the file system."""
-    name = local_path(path)
-    if name is not None:
-        return _open_local(name)
-    fs, inside = filesystem(path)
-    size = fs.info(inside).get("size")
-    if size is None or size <= _WHOLE_BYTES:
-        return io.BytesIO(fs.cat_file(inside))
-    return fs.open(inside, "rb")
+    """`storage.signature` of the file behind a reference."""
+    return storage.signature(container(audio))
 
 
 def _split(audio: str) -> re.Match[str] | None:
@@ -167,22 +115,15 @@ def _explained(audio: str) -> Iterator[None]:
         raise AudioError("unreadable", audio, f"{type(error).__name__}: {error}") from error
 
 
-def _open_local(name: str) -> BinaryIO:
-    # Opening a named pipe would wait for ever.
-    if not os.path.isfile(name):
-        raise FileNotFoundError("not a file" if os.path.exists(name) else "no such file")
-    return open(name, "rb")
-
-
 def _open_range(audio: str, file: str, start: int, end: int | None) -> BinaryIO:
     with _explained(audio):
-        if local_path(file) is not None:
-            whole = open_file(file)
+        if storage.local_path(file) is not None:
+            whole = storage.open_file(file)
             stop = _checked_end(audio, start, end, whole.seek(0, io.SEEK_END))
             return io.BufferedReader(_Window(whole, start, stop))
-        fs, inside = filesystem(file)
+        fs, inside = storage.filesystem(file)
         stop = _checked_end(audio, start, end, int(fs.info(inside)["size"]))
-        if stop - start <= _WHOLE_BYTES:
+        if stop - start <= storage.WHOLE_BYTES:
             return io.BytesIO(fs.cat_file(inside, start=start, end=stop))
         return io.BufferedReader(_Window(fs.open(inside, "rb"), start, stop))
 
@@ -204,7 +145,7 @@ def _open_cell(audio: str, cell: Any, file: str) -> BinaryIO:
         return io.BytesIO(cell)
     if not isinstance(cell, str) or _ROW.match(cell):
         raise AudioError("bad_reference", audio, f"the cell holds neither bytes nor a path: {cell!r:.100}")
-    folder = file.rpartition("/")[0] if is_url(file) else os.path.dirname(os.path.abspath(file))
+    folder = file.rpartition("/")[0] if storage.is_url(file) else os.path.dirname(os.path.abspath(file))
     return open_reference(resolve(cell, folder))
 
 

@@ -8,7 +8,7 @@ import itertools
 import threading
 from typing import Any
 
-from mimo_jax.data import references
+from mimo_jax.data import storage
 
 ARROW = ".arrow"
 # Opened files hold their footer, groups the sound of up to a thousand rows.
@@ -29,7 +29,7 @@ def pyarrow() -> Any:
         import pyarrow.ipc
         import pyarrow.parquet
     except ImportError as error:
-        hint = references.EXTRA_HINT
+        hint = storage.EXTRA_HINT
         raise ModuleNotFoundError(f"Parquet and Arrow files are read with pyarrow; {hint}") from error
     return pyarrow
 
@@ -40,7 +40,7 @@ def open_parquet(file: str) -> Any:
     Raises:
       OSError, ValueError: it cannot be read, or is no Parquet.
     """
-    return pyarrow().parquet.ParquetFile(references.open_file(file))
+    return pyarrow().parquet.ParquetFile(storage.open_file(file))
 
 
 def open_arrow(file: str) -> Any:
@@ -50,8 +50,8 @@ def open_arrow(file: str) -> Any:
       OSError, ValueError: it cannot be read, or is no Arrow.
     """
     pa = pyarrow()
-    source = references.open_file(file)
-    if not references.is_url(file):
+    source = storage.open_file(file)
+    if not storage.is_url(file):
         source.close()
         source = pa.memory_map(file)
     try:
@@ -71,7 +71,7 @@ def cell(file: str, row: int, column: str) -> Any:
       LookupError: no such row or column.
       OSError, ValueError: the file cannot be read.
     """
-    stamp = tuple(references.signature(file) or ())
+    stamp = tuple(storage.signature(file) or ())
     with _LOCK:
         if file.endswith(ARROW):
             table = _opened_arrow(file, stamp)

@@ -10,7 +10,7 @@ import struct
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from mimo_jax.data import references
+from mimo_jax.data import references, storage
 from mimo_jax.preparation.elements import Dropped, Element
 from mimo_jax.preparation.sources import base, lines, places
 from mimo_jax.preparation.sources.base import ITEMS_PER_SHARD, InvalidItem, Shard, SourceError
@@ -212,7 +212,7 @@ def _located(path: str, root: str) -> str:
         raise InvalidItem("pipe_refused", f"{path!r} is a command; write its output to a file first and name that")
     whole = references.resolve(path, root)
     found = _ARK_ENTRY.match(path)
-    if found is None or (not references.is_url(whole) and references.signature(whole) is not None):
+    if found is None or (not storage.is_url(whole) and references.signature(whole) is not None):
         return whole
     ark, offset = references.resolve(found["file"], root), int(found["offset"])
     return references.byte_range(ark, offset, _end_of_wav(ark, offset))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from mimo_jax.data import references
+from mimo_jax.data import storage
 from mimo_jax.preparation.sources import places
 from mimo_jax.preparation.sources.base import SourceError
 
@@ -37,7 +37,7 @@ def read_lines(path: str) -> Iterator[Line]:
         SourceError: the file cannot be read.
     """
     try:
-        with references.open_file(path) as file:
+        with storage.open_file(path) as file:
             yield from _numbered(file, 1, 0)
     except OSError as error:
         raise SourceError(f"{path}: cannot be read ({error})") from error

@@ -7,7 +7,7 @@ import posixpath
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from mimo_jax.data import references
+from mimo_jax.data import storage
 from mimo_jax.preparation.sources.base import SourceError
 
 # What file systems call the thing that changes with an object's content.
@@ -17,13 +17,13 @@ _GAP_BYTES = 1 << 20
 
 def absolute(path: str) -> str:
     """A path that other processes find too; URLs stay as they are."""
-    local = references.local_path(path)
+    local = storage.local_path(path)
     return path.rstrip("/") if local is None else os.path.abspath(os.path.expanduser(local))
 
 
 def is_folder(path: str) -> bool:
     """Whether it is a folder, or the beginning of objects' names."""
-    if not references.is_url(path):
+    if not storage.is_url(path):
         return os.path.isdir(path)
     fs, inside = _filesystem(path)
     return bool(fs.isdir(inside))
@@ -31,7 +31,7 @@ def is_folder(path: str) -> bool:
 
 def is_file(path: str) -> bool:
     """Whether it is a file or an object."""
-    if not references.is_url(path):
+    if not storage.is_url(path):
         return os.path.isfile(path)
     fs, inside = _filesystem(path)
     return bool(fs.isfile(inside))
@@ -39,12 +39,12 @@ def is_file(path: str) -> bool:
 
 def parent(path: str) -> str:
     """The folder of a file."""
-    return posixpath.dirname(path) if references.is_url(path) else os.path.dirname(path)
+    return posixpath.dirname(path) if storage.is_url(path) else os.path.dirname(path)
 
 
 def join(folder: str, name: str) -> str:
     """A file of a folder, by its relative name."""
-    return f"{folder}/{name}" if references.is_url(folder) else os.path.join(folder, name)
+    return f"{folder}/{name}" if storage.is_url(folder) else os.path.join(folder, name)
 
 
 def names_in(folder: str, *, below: bool = False) -> list[str]:
@@ -54,7 +54,7 @@ def names_in(folder: str, *, below: bool = False) -> list[str]:
         SourceError: it cannot be listed.
     """
     try:
-        names = list(_remote_names(folder, below) if references.is_url(folder) else _local_names(folder, below))
+        names = list(_remote_names(folder, below) if storage.is_url(folder) else _local_names(folder, below))
     except OSError as error:
         raise SourceError(f"{folder}: cannot be listed ({error})") from error
     return sorted(name for name in names if not any(part.startswith(".") for part in name.split("/")))
@@ -67,7 +67,7 @@ def stamp(path: str) -> list[Any]:
         SourceError: it cannot be seen.
     """
     try:
-        if not references.is_url(path):
+        if not storage.is_url(path):
             found = os.stat(path)
             return [found.st_size, found.st_mtime_ns]
         fs, inside = _filesystem(path)
@@ -97,8 +97,8 @@ def read_ranges(path: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
         SourceError: the file cannot be read.
     """
     try:
-        if not references.is_url(path):
-            with references.open_file(path) as file:
+        if not storage.is_url(path):
+            with storage.open_file(path) as file:
                 return [_at(file, start, end) for start, end in ranges]
         fs, inside = _filesystem(path)
         found: dict[tuple[int, int], bytes] = {}
@@ -128,7 +128,7 @@ def _merged(ranges: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int, list[
 
 def _filesystem(path: str) -> tuple[Any, str]:
     try:
-        return references.filesystem(path)
+        return storage.filesystem(path)
     except (ImportError, ValueError) as error:
         raise SourceError(f"{path}: {error}") from error
 

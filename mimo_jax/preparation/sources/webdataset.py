@@ -9,7 +9,7 @@ import tarfile
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from mimo_jax.data import references
+from mimo_jax.data import references, storage
 from mimo_jax.data.manifest import Record
 from mimo_jax.preparation.elements import Dropped, Element
 from mimo_jax.preparation.sources import base, places
@@ -169,7 +169,7 @@ def _with(sample: _Sample, member: _Member) -> _Sample:
 def _members(path: str) -> Iterator[_Member | _Cut]:
     """Plain files of a tar in order, with the content of small texts; a _Cut comes last."""
     try:
-        with references.open_file(path) as file:
+        with storage.open_file(path) as file:
             size = file.seek(0, 2)
             file.seek(0)
             yield from _walk(file, size)
