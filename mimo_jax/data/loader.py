@@ -140,7 +140,16 @@ class PackedSource:
                 *(spec.text_share, own.min(), own.max()),
             )
             return declared / declared.sum()
-        declared[mine] = tilt(rates, shares, spec.text_share)
+        tilted = tilt(rates, shares, spec.text_share)
+        declared[mine] = tilted
+        if starved := [
+            self.tasks[t] for t, new, old in zip(mine, tilted, rates / rates.sum(), strict=True) if 8 * new < old
+        ]:
+            logger.warning(
+                "text share %.3f leaves %s less than an eighth of the declared rate: it is near the end of what the "
+                "tasks hold; prepare more material on that side, or choose another text_share",
+                *(spec.text_share, ", ".join(starved)),
+            )
         return declared
 
     @property

@@ -178,6 +178,11 @@ def test_token_counts_and_rates(folder, caplog):
     with caplog.at_level(logging.WARNING):
         PackedSource(folder, Mixture({"text": 1.0, "tts": 1.0}, 0.01), 8, CONTEXT)
     assert "out of reach" in caplog.text
+    assert "less than an eighth" not in caplog.text
+    own = PackedSource(folder, "tts", 8, CONTEXT).text_share
+    with caplog.at_level(logging.WARNING):
+        PackedSource(folder, Mixture({"text": 1.0, "tts": 1.0}, own + 0.01), 8, CONTEXT)
+    assert "leaves text less than an eighth" in caplog.text
 
 
 EARLY, LATE = Mixture({"asr": 3.0, "text": 1.0}), Mixture({"text": 1.0, "tts": 1.0, "asr": 2.0})
