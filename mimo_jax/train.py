@@ -27,6 +27,7 @@ from mimo_jax.training import loop, warm_start
 from mimo_jax.training.checkpoints import Checkpoints, Meta
 from mimo_jax.training.metrics import MetricWriter
 from mimo_jax.training.optimizer import FROZEN, Optimizer
+from mimo_jax.training.retention import Keep
 from mimo_jax.training.schedule import Budget
 from mimo_jax.training.state import TrainState, make_train_step, new_state
 
@@ -47,7 +48,7 @@ def train(
     init_from: str | None = None,
     export: Callable[[Objective, Any, Any], None] | None = None,
     seed: int = 0,
-    keep_checkpoints: int = 2,
+    keep: Keep = Keep(),
 ) -> TrainState:
     """Trains until the budget is spent.
 
@@ -65,7 +66,7 @@ def train(
       export: called as `export(objective, params, mutable)` once the budget is spent, e.g. an
         `interop.exporters` function that writes the released layout.
       seed: of initialisation and of everything random in a step.
-      keep_checkpoints: newest checkpoints kept.
+      keep: which checkpoints are kept.
 
     Returns:
       The final state.
@@ -90,7 +91,7 @@ def train(
         _log_overview(name, layers.unbox(params), optimizer)
 
         # --- restore: 1. resume this run; 2. warm start from another; 3. from scratch ---
-        checkpoints = Checkpoints(model_dir, keep=keep_checkpoints)
+        checkpoints = Checkpoints(model_dir, keep=keep)
         restored = checkpoints.restore_latest(abstract_state)
         if restored is not None:
             state, meta = restored

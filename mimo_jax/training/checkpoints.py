@@ -1,7 +1,7 @@
 """Checkpoints: the only user of orbax. A checkpoint is (state, counters, configuration text), written atomically.
 
-Layout: `MODEL_DIR/checkpoints/<step>/{state,meta}`. A damaged or half-written checkpoint is reported and the one before
-it is used.
+Layout: `MODEL_DIR/checkpoints/<step>/{state,meta,checksums.json}`. A damaged checkpoint is reported with its bad file
+and set aside, and the one before it is used; a half-written one never gets its name.
 """
 
 from __future__ import annotations
@@ -10,14 +10,21 @@ import dataclasses
 import itertools
 import json
 import logging
+import shutil
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
 from mimo_jax.cli import UserError
+from mimo_jax.training import integrity
+from mimo_jax.training.host_memory import PeakMemory
+from mimo_jax.training.retention import Keep
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +44,7 @@ class Meta:
       finished: the stage's budget is spent.
       config: the resolved gin text.
       model: of an imported model, what its `config.json` says.
+      metrics: of the held-out evaluation at this very step, if there was one.
     """
 
     step: int
@@ -45,69 +53,212 @@ class Meta:
     finished: bool = False
     config: str = ""
     model: dict[str, Any] | None = None
+    metrics: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
 class Checkpoints:
-    """Saves and restores one run's checkpoints."""
+    """Saves and restores one run's checkpoints. In a run of several processes, each calls every method."""
 
     def __init__(
-        self, model_dir: str | Path, keep: int = 2, asynchronous: bool = True, concurrent_gb: int | None = None
+        self,
+        model_dir: str | Path,
+        keep: Keep = Keep(),
+        asynchronous: bool = True,
+        concurrent_gb: int | None = None,
     ):
         """concurrent_gb: most gigabytes of arrays in the writer's hands at a time; at least the largest array."""
         limit = {} if concurrent_gb is None else {"save_concurrent_gb": concurrent_gb}
         self._folder = Path(model_dir).absolute() / FOLDER
+        self._asynchronous = asynchronous
+        self._saving: _Save | None = None
+        self._done: dict[str, float] = {}
+        self._retention = _Retention(self._folder, keep)
+        finalization = ocp.options.AsyncOptions(post_finalization_callback=self._before_commit)
         self._manager = ocp.CheckpointManager(
             self._folder,
             options=ocp.CheckpointManagerOptions(
-                max_to_keep=keep, enable_async_checkpointing=asynchronous, cleanup_tmp_directories=True
+                preservation_policy=self._retention,
+                enable_async_checkpointing=asynchronous,
+                async_options=finalization if asynchronous else None,
+                cleanup_tmp_directories=True,
             ),
             item_handlers={"state": ocp.StandardCheckpointHandler(**limit), "meta": ocp.JsonCheckpointHandler()},
         )
 
     def save(self, state: Any, meta: Meta) -> None:
-        """Starts saving; returns once the arrays are copied. Saving the same step twice is an error of the caller."""
-        self._manager.save(
-            meta.step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state, save_args=jax.tree.map(_in_parts, state)),
-                meta=ocp.args.JsonSave(dataclasses.asdict(meta)),
-            ),
+        """Starts saving; returns once the arrays are copied. Saving the same step twice is an error of the caller.
+
+        Raises:
+          UserError: this save, or the one before it, could not be written.
+        """
+        self.wait()
+        self._saving = save = _Save(meta.step, time.monotonic(), PeakMemory())
+        self._retention.metas[meta.step] = meta
+        try:
+            self._manager.save(
+                meta.step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state, save_args=jax.tree.map(_in_parts, state)),
+                    meta=ocp.args.JsonSave(dataclasses.asdict(meta)),
+                ),
+            )
+            if not self._asynchronous:
+                if jax.process_index() == 0:
+                    integrity.write_manifest(self._folder / str(meta.step))
+                self._finished(save)
+        except OSError as error:
+            raise self._not_written(error) from error
+        save.blocked_seconds = time.monotonic() - save.start
+
+    def _before_commit(self) -> None:
+        """Runs in orbax's thread of the first process when all files are there and only the rename is left."""
+        if self._saving is not None:
+            # The hidden folder's name has a suffix of orbax's choice.
+            (folder,) = self._folder.glob(f"{self._saving.step}.*")
+            integrity.write_manifest(folder)
+
+    def check(self) -> None:
+        """Call it often: raises UserError as soon as the save under way is found to have failed."""
+        if self._saving is not None and not self._manager.is_saving_in_progress():
+            self.wait()
+
+    def wait(self) -> None:
+        """Blocks until the last save is on disk. Raises UserError if it could not be written."""
+        save = self._saving
+        if save is None:
+            return
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:  # the writer's errors come as ValueError and RuntimeError too
+            raise self._not_written(error) from error
+        self._finished(save)
+
+    def _finished(self, save: _Save) -> None:
+        self._saving = None
+        files = [path for path in (self._folder / str(save.step)).rglob("*") if path.is_file()]
+        self._done = {
+            "checkpoint/blocked_seconds": save.blocked_seconds,
+            "checkpoint/seconds": time.monotonic() - save.start,
+            "checkpoint/gigabytes": sum(path.stat().st_size for path in files) / 1e9,
+            "checkpoint/host_memory_gigabytes": save.memory.stop() / 1e9,
+        }
+
+    def _not_written(self, error: Exception) -> UserError:
+        save, self._saving = self._saving, None
+        step = -1 if save is None else save.step
+        if save is not None:
+            save.memory.stop()
+        if jax.process_index() == 0:  # what was written of it may be what fills the disk
+            for partial in self._folder.glob(f"{step}.*"):
+                shutil.rmtree(partial, ignore_errors=True)
+        before = max((s for s in self._steps() if s != step), default=None)
+        kept = "there is no earlier checkpoint" if before is None else f"the checkpoint of step {before} is kept"
+        return UserError(
+            f"checkpoint of step {step} could not be written to {self._folder} ({' '.join(str(error).split())[:400]}); "
+            f"{kept}. Free space there or correct the path, then start again with the same command"
         )
 
+    def take_figures(self) -> dict[str, float]:
+        """Seconds, gigabytes and host memory of the last finished save; {} if there is none since the last call."""
+        figures, self._done = self._done, {}
+        return figures
+
     def restore_latest(self, abstract_state: Any) -> tuple[Any, Meta] | None:
-        """The newest readable checkpoint, straight into the shardings of `abstract_state`; None if there is none.
+        """The newest undamaged checkpoint, straight into shardings and dtypes of `abstract_state`; None without one.
 
         Args:
-          abstract_state: tree of jax.ShapeDtypeStruct with shardings.
+          abstract_state: tree of jax.ShapeDtypeStruct with shardings, on any mesh.
+
+        Raises:
+          UserError: a checkpoint whose files are whole has other arrays than `abstract_state`.
         """
-        for step in sorted(self._manager.all_steps(), reverse=True):
-            try:
-                restored = self._manager.restore(
-                    step,
-                    args=ocp.args.Composite(
-                        state=ocp.args.StandardRestore(abstract_state), meta=ocp.args.JsonRestore()
-                    ),
-                )
-                return restored["state"], Meta(**restored["meta"])
-            except Exception as error:  # any failure of the reader means this checkpoint is unusable
-                logger.warning(
-                    "checkpoint %s cannot be read (%s); trying the one before it", self._folder / str(step), error
-                )
-                self._set_aside(step)
+        for step in sorted(self._steps(), reverse=True):
+            folder = self._folder / str(step)
+            damage = _first_of_all(integrity.find_damage(folder, jax.process_index(), jax.process_count()))
+            if damage is None:
+                try:
+                    restored = self._manager.restore(
+                        step,
+                        args=ocp.args.Composite(
+                            state=ocp.args.StandardRestore(abstract_state), meta=ocp.args.JsonRestore()
+                        ),
+                    )
+                    return restored["state"], Meta(**restored["meta"])
+                except Exception as error:  # the reader's errors have no common type
+                    if integrity.has_manifest(folder):
+                        raise UserError(
+                            f"{folder}: its files are whole, but they do not fit this configuration "
+                            f"({' '.join(str(error).split())[:600]}); use the configuration of the run "
+                            f"({self._folder.parent / 'config.gin'}), or another MODEL_DIR"
+                        ) from error
+                    damage = str(error)
+            logger.warning("checkpoint %s is damaged: %s; trying the one before it", folder, damage)
+            self._set_aside(step)
         return None
+
+    def _steps(self) -> list[int]:
+        return list(self._manager.all_steps())
 
     def _set_aside(self, step: int) -> None:
         # Under another name it can be looked at, and the step can be saved again.
-        source = self._folder / str(step)
-        source.rename(self._folder.parent / f"damaged_checkpoint_{step}")
+        if jax.process_index() == 0:
+            target = self._folder.parent / f"damaged_checkpoint_{step}"
+            for number in itertools.count(2):
+                if not target.exists():
+                    break
+                target = target.with_name(f"damaged_checkpoint_{step}_{number}")
+            (self._folder / str(step)).rename(target)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices(f"checkpoint {step} set aside")
         self._manager.reload()
 
-    def wait(self) -> None:
-        """Blocks until the last save is on disk."""
-        self._manager.wait_until_finished()
-
     def close(self) -> None:
+        """Waits for the last save and ends the writer's threads."""
+        self.wait()
         self._manager.close()
+
+
+@dataclasses.dataclass
+class _Save:
+    """A save under way: when it began (s), how long it held up the caller."""
+
+    step: int
+    start: float
+    memory: PeakMemory
+    blocked_seconds: float = 0.0
+
+
+class _Retention:
+    """`Keep` as orbax asks for it."""
+
+    def __init__(self, folder: Path, keep: Keep):
+        self._folder, self._keep = folder, keep
+        self.metas: dict[int, Meta] = {}
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
+        del context
+        return self._keep.chosen([self._meta(checkpoint.step) for checkpoint in checkpoints])
+
+    def _meta(self, step: int) -> Meta:
+        if step not in self.metas:
+            try:
+                self.metas[step] = _read_meta(self._folder / str(step))
+            except (OSError, ValueError, TypeError):  # damaged: kept by its age alone
+                self.metas[step] = Meta(step)
+        return self.metas[step]
+
+
+def _first_of_all(problem: str | None) -> str | None:
+    """The first problem any process has found, so that all take the same way."""
+    if jax.process_count() == 1:
+        return problem
+    found = multihost_utils.process_allgather(np.frombuffer((problem or "").encode()[:400].ljust(400), np.uint8))
+    texts = [bytes(row).decode(errors="replace").strip() for row in np.asarray(found).reshape(-1, 400)]
+    return next((text for text in texts if text), None)
+
+
+def _read_meta(folder: Path) -> Meta:
+    return Meta(**json.loads((folder / "meta" / "metadata").read_text()))
 
 
 def latest_step(model_dir: str | Path) -> int | None:
@@ -122,7 +273,7 @@ def load_meta(model_dir: str | Path) -> Meta | None:
     step = latest_step(model_dir)
     if step is None:
         return None
-    return Meta(**json.loads((Path(model_dir).absolute() / FOLDER / str(step) / "meta" / "metadata").read_text()))
+    return _read_meta(Path(model_dir).absolute() / FOLDER / str(step))
 
 
 def _in_parts(array: Any) -> ocp.SaveArgs:
@@ -216,7 +367,10 @@ def _newest(model_dir: str | Path) -> tuple[Path, dict[str, Any], Meta]:
         raise UserError(f"{model_dir}: no checkpoint in it; train this stage first, or correct the path")
     path = Path(model_dir).absolute() / FOLDER / str(step)
     try:
-        meta = Meta(**json.loads((path / "meta" / "metadata").read_text()))
+        damage = integrity.find_damage(path)
+        if damage is not None:
+            raise OSError(damage)
+        meta = _read_meta(path)
         with ocp.PyTreeCheckpointer() as reader:
             stored = reader.metadata(path / "state").item_metadata.tree
     except (OSError, ValueError, TypeError, AttributeError) as error:
