@@ -51,6 +51,7 @@ def test_threads_give_the_same_batches_from_any_step(folder, start, depth, count
 
 def test_workers_give_the_same_batches_and_end_when_closed(folder):
     source = PackedSource(folder, "tts", 4, 128)
+    others = set(children_of(os.getpid()))  # of tests before this one
     for workers, start in ((1, 0), (3, 41)):
         iterator = prefetch(source.batch, start, 4, workers, place=dict)
         found = [next(iterator) for _ in range(7)]
@@ -60,7 +61,7 @@ def test_workers_give_the_same_batches_and_end_when_closed(folder):
         iterator.close()
         assert time.monotonic() - begin < 15
     end = time.monotonic() + 20  # a busy machine takes its time to end them
-    while (left := [p for p in children_of(os.getpid()) if "spawn_main" in command_of(p)]) and time.monotonic() < end:
+    while (left := workers_since(others)) and time.monotonic() < end:
         time.sleep(0.1)
     assert not left
 
@@ -116,6 +117,12 @@ def test_without_grain_batches_are_made_as_needed(monkeypatch, caplog):
 def children_of(parent):
     found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(parent)], capture_output=True, text=True).stdout
     return [int(p) for p in found.split()]
+
+
+def workers_since(others):
+    return [
+        process for process in children_of(os.getpid()) if process not in others and "spawn_main" in command_of(process)
+    ]
 
 
 def command_of(process):
