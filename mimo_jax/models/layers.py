@@ -6,12 +6,15 @@ that `mimo_jax.parallel` maps to mesh axes. Reductions that decide numerics (sof
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+
+from mimo_jax.models import partition
 
 Array = jax.Array
 Dtype = jnp.dtype | str
@@ -20,24 +23,37 @@ Initializer = Callable[..., Array]
 NO_LIMIT = (-1, -1)
 
 
-@jax.custom_vjp
-def matmul(x: Array, kernel: Array) -> Array:
-    """`x @ kernel` of [..., in] and [in, out], with the kernel's gradient written as `x^T g`.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def matmul(x: Array, kernel: Array, axes: tuple[str | None, str | None]) -> Array:
+    """`x @ kernel` of [..., in] and [in, out] in x's dtype; `axes` are the kernel's logical axes.
 
-    JAX writes it as `(g^T x)^T`. Mathematically the same; but XLA on CPU then fuses whatever produced g (the derivative
-    of an activation, say) into a transposed, strided write, which makes a small MLP's backward pass twice as slow.
+    A kernel that devices hold in pieces is cast first and gathered then: half the bytes travel where x is bfloat16. Its
+    gradient is `x^T g` in the kernel's dtype (float32), so that is what devices add up, and each keeps its piece.
+
+    JAX would write the gradient as `(g^T x)^T`. Mathematically the same; but XLA on CPU then fuses whatever produced g
+    (the derivative of an activation, say) into a transposed, strided write, which makes a small MLP's backward pass
+    twice as slow.
     """
-    return x @ kernel
+    return x @ _whole(kernel, axes, x.dtype)
 
 
-def _matmul_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-    return x @ kernel, (x, kernel)
+def _whole(kernel: Array, axes: partition.Names, dtype: Dtype) -> Array:
+    return partition.constrain(kernel.astype(dtype), partition.used(axes))
 
 
-def _matmul_backward(saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
+def _matmul_forward(
+    x: Array, kernel: Array, axes: tuple[str | None, str | None]
+) -> tuple[Array, tuple[Array, Array]]:
+    return matmul(x, kernel, axes), (x, kernel)
+
+
+def _matmul_backward(
+    axes: tuple[str | None, str | None], saved: tuple[Array, Array], g: Array
+) -> tuple[Array, Array]:
     x, kernel = saved
     rows = tuple(range(x.ndim - 1))
-    return g @ kernel.T, jax.lax.dot_general(x, g, ((rows, rows), ((), ())))
+    gradient = jax.lax.dot_general(x, g, ((rows, rows), ((), ())), preferred_element_type=kernel.dtype)
+    return g @ _whole(kernel, axes, g.dtype).T, partition.constrain(gradient, axes)
 
 
 matmul.defvjp(_matmul_forward, _matmul_backward)
@@ -61,7 +77,7 @@ class Linear(nn.Module):
             (x.shape[-1], self.features),
             jnp.dtype(self.param_dtype),
         )
-        y = matmul(x.astype(self.dtype), kernel.astype(self.dtype))
+        y = matmul(x.astype(self.dtype), kernel, self.axes)
         if self.use_bias:
             bias = self.param(
                 "bias",
@@ -69,7 +85,7 @@ class Linear(nn.Module):
                 (self.features,),
                 jnp.dtype(self.param_dtype),
             )
-            y = y + bias.astype(self.dtype)
+            y = y + _whole(bias, self.axes[1:], self.dtype)
         return y
 
 

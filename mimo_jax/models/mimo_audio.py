@@ -16,10 +16,13 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from mimo_jax.models import layers, transformer
+from mimo_jax.models import embedding, layers, patches, transformer
 from mimo_jax.models.transformer import Cache, Compute
 
 Array = jax.Array
+
+# Logical axes of the short sequences of patch encoder and decoder: a device keeps those of its rows.
+PATCH_AXES = ("patches", None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,7 +146,8 @@ class CodeEmbedding(nn.Module):
 
     def __call__(self, codes: Array, zero_empty: bool) -> Array:
         """codes [...] -> [..., D]; empty codes give 0 (`zero_empty`) or their row as stored, without gradient."""
-        vectors = jnp.take(self.embedding, codes, axis=0).astype(self.compute.dtype)
+        axes = ("patches", *(None for _ in codes.shape[1:]))
+        vectors = embedding.lookup(self.embedding, codes, ("code_vocab", "embed"), axes, self.compute.dtype)
         is_empty = (codes == self.empty_id)[..., None]
         return jnp.where(is_empty, 0.0 if zero_empty else jax.lax.stop_gradient(vectors), vectors)
 
@@ -169,14 +173,14 @@ class MimoAudio(nn.Module):
             CodeEmbedding(size, config.input_local_dim, empty, compute, config.initializer_range)
             for size, empty in zip(config.speech_vocab_size, config.speech_zeroemb_idx, strict=True)
         ]
-        self.patch_encoder = transformer.Transformer(config.patch_encoder, compute)
+        self.patch_encoder = transformer.Transformer(config.patch_encoder, compute, row_axes=PATCH_AXES)
         self.speech_group_downcast = layers.Linear(config.hidden_size, ("patch", "embed"), **linear)
         self.llm = transformer.Transformer(config.llm, compute)
         self.lm_head = layers.Linear(config.vocab_size, ("embed", "vocab"), **linear)
         self.hidden_states_downcast = layers.Linear(config.local_dim, ("embed", "local_embed"), **linear)
         if config.input_local_dim != config.local_dim:
             self.speech_embeddings_to_local = layers.Linear(config.local_dim, ("embed", "local_embed"), **linear)
-        self.patch_decoder = transformer.Transformer(config.patch_decoder, compute)
+        self.patch_decoder = transformer.Transformer(config.patch_decoder, compute, row_axes=PATCH_AXES)
         self.local_heads = [
             layers.Linear(size, ("local_embed", "code_vocab"), **linear) for size in config.speech_vocab_size
         ]
@@ -205,7 +209,8 @@ class MimoAudio(nn.Module):
 
     def embed_text(self, text: Array) -> Array:
         """Text ids [B, T] -> [B, T, hidden_size]; zero at audio positions (unless `released_text_embedding`)."""
-        vectors = jnp.take(self.embed_tokens, text, axis=0).astype(self.compute.dtype)
+        axes = ("batch", "length")
+        vectors = embedding.lookup(self.embed_tokens, text, ("vocab", "embed"), axes, self.compute.dtype)
         if self.config.released_text_embedding:
             return vectors
         return jnp.where((text == self.config.empty_token_id)[..., None], 0.0, vectors)
@@ -215,9 +220,9 @@ class MimoAudio(nn.Module):
 
         Runs the patch encoder on every position; `embed_gathered` spares the text positions.
         """
-        patches = self.encode_patches(audio.reshape(-1, *audio.shape[2:])).reshape(*text.shape, -1)
+        encoded = self.encode_patches(audio.reshape(-1, *audio.shape[2:])).reshape(*text.shape, -1)
         is_audio = (text == self.config.empty_token_id)[..., None]
-        return self.embed_text(text) + jnp.where(is_audio, patches, 0.0)
+        return self.embed_text(text) + jnp.where(is_audio, encoded, 0.0)
 
     def embed_gathered(self, text: Array, codes: Array, patch_index: Array) -> Array:
         """As `embed`, from a buffer of gathered patches.
@@ -225,11 +230,10 @@ class MimoAudio(nn.Module):
         Args:
           text: [B, T] text ids.
           codes: [N, G, C] patches.
-          patch_index: [B, T] index into the buffer of each position's patch, N (out of range) at text positions.
+          patch_index: [B, T] index of each position's patch, N (out of range) at text positions; where rows are split
+            over devices, within the part of the buffer that belongs to them (`patches.gather`).
         """
-        patches = self.encode_patches(codes)
-        placed = jnp.take(patches, patch_index, axis=0, mode="fill", fill_value=0)
-        return self.embed_text(text) + placed
+        return self.embed_text(text) + patches.place(self.encode_patches(codes), patch_index)
 
     # ----- LLM -----------------------------------------------------------------------------------------------------
 

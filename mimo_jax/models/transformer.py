@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from mimo_jax.models import layers
+from mimo_jax.models import layers, partition
 
 Array = jax.Array
 # Keys and values of every layer: each [layers, B, kv_heads, slots, head_dim].
@@ -63,6 +63,7 @@ class Block(nn.Module):
     config: TransformerConfig
     compute: Compute
     return_output: bool = False
+    row_axes: tuple[str | None, str | None] = ("batch", "length")
 
     @nn.compact
     def __call__(
@@ -70,7 +71,7 @@ class Block(nn.Module):
     ) -> tuple[Array, tuple[Array | None, tuple[Array, Array] | None]]:
         config, dtypes = self.config, {"dtype": self.compute.dtype, "param_dtype": self.compute.param_dtype}
         init = nn.initializers.normal(config.initializer_range)
-        x = nn.with_logical_constraint(x, ("batch", "length", "activation_embed"))
+        x = partition.constrain(x, (*self.row_axes, "activation_embed"))
 
         h = layers.Norm("RMSNorm", config.rms_norm_eps, name="input_norm", **dtypes)(x)
         h, layer_cache = layers.Attention(
@@ -94,10 +95,11 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Stack of `Block`s and a final RMSNorm."""
+    """Stack of `Block`s and a final RMSNorm. `row_axes`: logical axes of rows and positions."""
 
     config: TransformerConfig
     compute: Compute = Compute()
+    row_axes: tuple[str | None, str | None] = ("batch", "length")
 
     @nn.compact
     def __call__(
@@ -140,7 +142,7 @@ class Transformer(nn.Module):
             length=config.num_layers,
             unroll=self.compute.unroll,
             metadata_params={nn.PARTITION_NAME: "layers"},
-        )(config, self.compute, return_layers, name="layers")
+        )(config, self.compute, return_layers, self.row_axes, name="layers")
         x, (outputs, cache) = stack(x.astype(self.compute.dtype), cache, positions, mask)
         x = layers.Norm(
             "RMSNorm", config.rms_norm_eps, self.compute.dtype, self.compute.param_dtype, name="final_norm"

@@ -13,68 +13,26 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from mimo_jax.models import layers
+from mimo_jax.models import layers, patches
 from mimo_jax.models.mimo_audio import MimoAudio, MimoAudioConfig
 from mimo_jax.models.transformer import Compute
 from mimo_jax.objectives.base import Batch, Metrics, Mutable, Params
+from mimo_jax.objectives.cross_entropy import cross_entropy, vocabulary_cross_entropy
 
 Array = jax.Array
 
 
-def gather_patches(is_patch: Array, capacity: int) -> tuple[Array, Array, Array]:
-    """Positions that hold a patch, gathered into a buffer of fixed capacity (static shapes, no work on text positions).
-
-    Args:
-      is_patch: [B, T] bool.
-      capacity: slots of the buffer, N.
-
-    Returns:
-      (flat [N] index b * T + t of each slot, B * T for unused slots;
-       slot [B, T] of each position, N where there is none;
-       overflow, the number of patches that found no slot).
-    """
-    flat_mask = is_patch.reshape(-1)
-    (flat,) = jnp.nonzero(flat_mask, size=capacity, fill_value=flat_mask.size)
-    order = jnp.cumsum(flat_mask) - 1
-    slot = jnp.where(flat_mask & (order < capacity), order, capacity).reshape(is_patch.shape)
-    return flat, slot, jnp.maximum(flat_mask.sum() - capacity, 0)
-
-
-def cross_entropy(logits: Array, targets: Array) -> Array:
-    """-log softmax(logits)[target] in float32. logits [..., V], targets [...] -> [...]."""
-    logits = logits.astype(jnp.float32)
-    picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-    return jax.nn.logsumexp(logits, axis=-1) - picked
-
-
-def chunked_cross_entropy(hidden: Array, kernel: Array, targets: Array, chunk: int) -> Array:
-    """Cross entropy of `hidden @ kernel` without ever holding all logits.
-
-    Args:
-      hidden: [N, D]; kernel: [D, V]; targets: [N].
-      chunk: rows whose logits exist at a time; 0 = all at once. The backward pass recomputes them.
-    """
-    rows = hidden.shape[0]
-    if not chunk or rows <= chunk:
-        return cross_entropy(hidden @ kernel.astype(hidden.dtype), targets)
-    padding = -rows % chunk
-    hidden = jnp.pad(hidden, ((0, padding), (0, 0))).reshape(-1, chunk, hidden.shape[-1])
-    targets = jnp.pad(targets, (0, padding)).reshape(-1, chunk)
-
-    @jax.checkpoint
-    def one(carry: None, item: tuple[Array, Array]) -> tuple[None, Array]:
-        x, y = item
-        return carry, cross_entropy(x @ kernel.astype(x.dtype), y)
-
-    _, losses = jax.lax.scan(one, None, (hidden, targets))
-    return losses.reshape(-1)[:rows]
+def following(x: Array) -> Array:
+    """What stands one position further on, 0 behind the end of a row: [B, T, ...] -> [B, T, ...]."""
+    return jnp.concatenate([x[:, 1:], jnp.zeros_like(x[:, :1])], axis=1)
 
 
 @dataclasses.dataclass(frozen=True)
 class Losses:
     """Sums and counts of one batch, before they are divided."""
 
-    text_nll: Array  # [B, T] cross entropy of the text id AT each position given what is before it, 0 where no target
+    text_sum: Array  # sum of weight * nll
+    text_nll: Array  # [B, T] cross entropy of the text id AT each position, 0 where no target; without gradient
     text_weight: Array  # [B, T]
     audio_nll: Array | None  # [N, G, C], 0 at unused slots; None if the patch decoder did not run
     patch_mask: Array  # [N] labelled patches
@@ -91,10 +49,11 @@ class LanguageModelObjective:
       text_weight, codebook_weights: weights of the nine losses; all codebook weights 0 leaves the patch decoder out
         (understanding stage).
       empty_weight: weight of a text target that is `<|empty|>`.
-      patch_capacity: share of the batch's positions for which there is room in the patch encoder's buffer (1.0 = all).
+      patch_capacity: share of the positions of a device for which there is room in its patch encoder's buffer (1.0 =
+        all).
       labelled_capacity: the same for the patch decoder, which runs on the patches that carry loss only; None takes
         `patch_capacity`. Patches without room are dropped from the batch and counted in the metric `patch_overflow`.
-      vocab_chunk: rows per chunk of the vocabulary cross entropy, 0 = unchunked.
+      vocab_chunk: positions of a device per chunk of the vocabulary cross entropy, 0 = unchunked.
     """
 
     model: MimoAudioConfig
@@ -123,61 +82,76 @@ class LanguageModelObjective:
         """Cross entropies of one batch: text [B, T], audio [B, T, G, C], segment_ids, positions, loss_mask [B, T]."""
         model, module = self.model, self.module
         text, audio = batch["text"].astype(jnp.int32), batch["audio"].astype(jnp.int32)
-        batch_size, length = text.shape
-        segment_ids = batch["segment_ids"]
-        is_patch = (text == model.empty_token_id) & (segment_ids > 0)
-        positions = batch_size * length
-        all_codes = audio.reshape(positions, *audio.shape[2:])
-        flat, slot, overflow = gather_patches(is_patch, max(1, int(positions * self.patch_capacity)))
-        # Unused slots hold some patch of the batch; nothing reads what becomes of them.
-        codes = jnp.take(all_codes, jnp.minimum(flat, positions - 1), axis=0)
 
         def apply(*args, method):
             return module.apply({"params": params}, *args, method=method)
 
-        x = apply(text, codes, slot, method="embed_gathered")
-        hidden, _ = apply(x, batch["positions"], segment_ids, method="backbone")
+        inputs = patches.gather(self._is_patch(batch), self.patch_capacity)
+        codes = patches.take(audio, inputs.flat, fill=False)
+        x = apply(text, codes, inputs.slot, method="embed_gathered")
+        hidden, _ = apply(x, batch["positions"], batch["segment_ids"], method="backbone")
 
-        # The token at t is predicted by the hidden state at t - 1; the first position of a row is never a target.
-        driving = jnp.pad(hidden[:, :-1], ((0, 0), (1, 0), (0, 0)))
-        is_target = batch["loss_mask"].astype(bool).at[:, 0].set(False)
+        # The hidden state at t predicts what stands at t + 1. Targets move, not hidden states: they are smaller.
+        weight = self._text_weight(batch)
         kernel = layers.unbox(params)["lm_head"]["kernel"]
-        text_nll = chunked_cross_entropy(
-            driving.reshape(-1, model.hidden_size), kernel, text.reshape(-1), self.vocab_chunk
-        ).reshape(text.shape)
-        weight = jnp.where(text == model.empty_token_id, self.empty_weight, 1.0) * is_target
-        text_nll = jnp.where(is_target, text_nll, 0.0)
+        text_sum, nll = vocabulary_cross_entropy(hidden, kernel, following(text), following(weight), self.vocab_chunk)
+        text_nll = jnp.where(_is_target(batch), jnp.pad(nll[:, :-1], ((0, 0), (1, 0))), 0.0)
 
-        share = self.patch_capacity if self.labelled_capacity is None else self.labelled_capacity
-        flat, _, dropped = gather_patches(is_patch & is_target, max(1, int(positions * share)))
-        labelled, audio_nll = flat < positions, None
+        labelled, audio_nll, overflow = self._gather_labelled(batch), None, inputs.overflow
         if audio_losses:
-            overflow = overflow + dropped
-            codes = jnp.take(all_codes, jnp.minimum(flat, positions - 1), axis=0)
-            states = jnp.take(driving.reshape(-1, model.hidden_size), flat, axis=0, mode="fill", fill_value=0)
+            overflow = overflow + labelled.overflow
+            codes = patches.take(following(audio), labelled.flat, fill=False)
+            states = patches.take(hidden, labelled.flat, fill=True)
             logits = apply(apply(states, method="local_hidden"), codes, method="patch_logits")
             audio_nll = jnp.stack([cross_entropy(x, codes[..., r]) for r, x in enumerate(logits)], axis=-1)
-            audio_nll = jnp.where(labelled[:, None, None], audio_nll, 0.0)
-        return Losses(text_nll, weight, audio_nll, labelled, overflow)
+            audio_nll = jnp.where(labelled.used[:, None, None], audio_nll, 0.0)
+        return Losses(text_sum, text_nll, weight, audio_nll, labelled.used, overflow)
+
+    def totals(self, batch: Batch) -> dict[str, Array]:
+        """What the losses of a batch are divided by; of parts of a batch, they add up to the whole batch's."""
+        return {"text_weight": self._text_weight(batch).sum(), "patches": self._gather_labelled(batch).kept}
 
     def loss(
         self, params: Params, mutable: Mutable, batch: Batch, rng: Array, progress: Array
     ) -> tuple[Array, tuple[Mutable, Metrics]]:
+        return self.share(params, mutable, batch, rng, progress, self.totals(batch))
+
+    def share(
+        self,
+        params: Params,
+        mutable: Mutable,
+        batch: Batch,
+        rng: Array,
+        progress: Array,
+        totals: dict[str, Array],
+    ) -> tuple[Array, tuple[Mutable, Metrics]]:
+        """What a part of a batch with these `totals` adds to the batch's loss and metrics."""
         del rng, progress
         losses = self.losses(params, batch, self.trains_audio)
-        text_loss = (losses.text_nll * losses.text_weight).sum() / (losses.text_weight.sum() + 1e-8)
+        text_loss = losses.text_sum / (totals["text_weight"] + 1e-8)
         metrics = {"text_loss": text_loss, "patch_overflow": losses.overflow}
         total = text_loss
         if losses.audio_nll is not None:
-            patches = losses.patch_mask.sum()
-            codebook_loss = losses.audio_nll.sum(axis=(0, 1)) / jnp.maximum(patches * self.model.group_size, 1)
+            frames = jnp.maximum(totals["patches"] * self.model.group_size, 1)
+            codebook_loss = losses.audio_nll.sum(axis=(0, 1)) / frames
             weights = jnp.asarray(self.codebook_weights, jnp.float32)
             weighted = (self.text_weight * text_loss + (weights * codebook_loss).sum()) / (
                 self.text_weight + weights.sum() + 1e-8
             )
-            total = jnp.where(patches > 0, weighted, text_loss)
+            total = jnp.where(totals["patches"] > 0, weighted, text_loss)
             metrics |= {f"codebook_loss_{r + 1}": codebook_loss[r] for r in range(self.model.audio_channels)}
         return total, (mutable, metrics)
+
+    def _is_patch(self, batch: Batch) -> Array:
+        return (batch["text"] == self.model.empty_token_id) & (batch["segment_ids"] > 0)
+
+    def _text_weight(self, batch: Batch) -> Array:
+        return jnp.where(batch["text"] == self.model.empty_token_id, self.empty_weight, 1.0) * _is_target(batch)
+
+    def _gather_labelled(self, batch: Batch) -> patches.Gathered:
+        """Slots of the positions whose hidden state drives a patch that carries loss."""
+        share = self.patch_capacity if self.labelled_capacity is None else self.labelled_capacity
+        return patches.gather(following(self._is_patch(batch) & _is_target(batch)), share)
 
     def evaluate(self, params: Params, mutable: Mutable, batch: Batch) -> dict[str, tuple[Array, Array]]:
         """`text_loss` over text targets, `weighted_text_loss` as trained, `codebook_loss_1..C` in nats per code."""
@@ -185,10 +159,15 @@ class LanguageModelObjective:
         is_text = losses.text_weight == 1.0
         results = {
             "text_loss": (jnp.where(is_text, losses.text_nll, 0.0).sum(), is_text.sum()),
-            "weighted_text_loss": ((losses.text_nll * losses.text_weight).sum(), losses.text_weight.sum()),
+            "weighted_text_loss": (losses.text_sum, losses.text_weight.sum()),
         }
         if losses.audio_nll is not None:
             frames = losses.patch_mask.sum() * self.model.group_size
             sums = losses.audio_nll.sum(axis=(0, 1))
             results |= {f"codebook_loss_{r + 1}": (sums[r], frames) for r in range(self.model.audio_channels)}
         return results
+
+
+def _is_target(batch: Batch) -> Array:
+    """[B, T] bool: the positions that carry loss; the first of a row has nothing before it that predicts it."""
+    return batch["loss_mask"].astype(bool).at[:, 0].set(False)

@@ -18,7 +18,7 @@ from mimo_jax.models.tokenizer import MimoAudioTokenizer, TokenizerConfig, front
 from mimo_jax.models.tokenizer.blocks import FAN_IN, dtypes
 from mimo_jax.models.transformer import Compute, Transformer, TransformerConfig
 from mimo_jax.objectives.base import Batch, Metrics, Mutable, Params
-from mimo_jax.objectives.language_model import cross_entropy
+from mimo_jax.objectives.cross_entropy import cross_entropy
 from mimo_jax.objectives.reconstruction import Segments, frame_l1, mel_distance, ratio, standardised
 
 Array = jax.Array

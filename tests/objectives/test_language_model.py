@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mimo_jax.objectives.language_model import LanguageModelObjective, chunked_cross_entropy, gather_patches
+from mimo_jax.models.patches import gather_local
+from mimo_jax.objectives.language_model import LanguageModelObjective
 from tests.models.released import by_official_name, grid_arrays, load
 
 BATCHES = ("full", "padded", "empty_codes")
@@ -149,26 +150,13 @@ def test_rows_packed_together_lose_what_they_lose_apart(tiny):
 
 def test_patches_beyond_the_capacity_are_counted():
     is_patch = jnp.array([[1, 0, 1, 1], [0, 1, 0, 1]], bool)
-    flat, slot, overflow = gather_patches(is_patch, 3)
+    flat, slot, overflow = gather_local(is_patch, 3)
     np.testing.assert_array_equal(flat, [0, 2, 3])
     np.testing.assert_array_equal(slot, [[0, 3, 1, 2], [3, 3, 3, 3]])
     assert overflow == 2
-    flat, slot, overflow = gather_patches(is_patch, 6)
+    flat, slot, overflow = gather_local(is_patch, 6)
     np.testing.assert_array_equal(flat, [0, 2, 3, 5, 7, 8])
     assert overflow == 0
-
-
-@pytest.mark.parametrize("chunk", [1, 3, 7, 100])
-def test_chunked_cross_entropy(chunk):
-    rng = np.random.default_rng(0)
-    hidden, kernel = rng.normal(size=(7, 5)).astype(np.float32), rng.normal(size=(5, 11)).astype(np.float32)
-    hidden, kernel, targets = jnp.asarray(hidden), jnp.asarray(kernel), jnp.asarray(rng.integers(0, 11, 7))
-
-    def value_and_gradient(chunk):
-        return jax.value_and_grad(lambda h: chunked_cross_entropy(h, kernel, targets, chunk).sum())(hidden)
-
-    for actual, expected in zip(value_and_gradient(chunk), value_and_gradient(0), strict=True):
-        np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_objectives_of_different_shape_are_different(tiny):
