@@ -6,6 +6,7 @@ which packed row that is. So any host reads its own rows alone, a resume needs t
 number of hosts nor the depth of prefetching changes a byte.
 """
 
+import copy
 import hashlib
 import logging
 import os
@@ -14,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mimo_jax.data.dealing import dealt_order
 from mimo_jax.data.mixtures import Curriculum, Mixture, Phase, get_mixture, tilt
 from mimo_jax.data.packing import Overlong, Rows
 from mimo_jax.data.permutation import key_of, permute
@@ -80,6 +82,7 @@ class PackedSource:
         self._empty_row = empty_audio((context,), self._layout)
         per_host = batch_size // host_count
         self._host_rows = np.arange(host_index * per_host, (host_index + 1) * per_host)
+        self._dealing = (1, 1)
 
         own = [Phase(mixture)] if isinstance(mixture, (str, Mixture)) else list(mixture)
         phases = [*before, *own]
@@ -208,6 +211,31 @@ class PackedSource:
             packed[here] = permute(nth[here], int(self._num_rows[task]), key)
         return Places(tasks, epochs, packed)
 
+    def dealt(self, shards: int, microbatches: int) -> "PackedSource":
+        """The same stream with the rows of each batch in an order that gives every device's microbatch about as many
+        patches; the batch holds the same rows, whatever the numbers.
+
+        Args:
+            shards: parts of the batch that lie on devices of their own.
+            microbatches: of each part.
+        """
+        if self._batch_size % (shards * microbatches):
+            raise ValueError(
+                f"a batch of {self._batch_size} rows cannot be dealt to {shards} shards x {microbatches} microbatches"
+            )
+        source = copy.copy(self)
+        source._dealing = (shards, microbatches)
+        return source
+
+    def _dealt_rows(self, step: int) -> np.ndarray:
+        """This host's rows of the step's global batch, dealt; every host computes the same deal."""
+        tasks, _, rows = self.places(step)
+        patches = np.zeros(len(rows), np.int64)
+        for task in np.unique(tasks).tolist():
+            mine = (tasks == task) & (rows >= 0)
+            patches[mine] = self._rows[task].counts[rows[mine], 1]
+        return dealt_order(patches, *self._dealing)[self._host_rows]
+
     def _counts(self, step: int) -> np.ndarray:
         """Text and audio positions of the global batch by task, int64 [tasks, 2], from the packing plans alone."""
         tasks, _, rows = self.places(step)
@@ -236,7 +264,7 @@ class PackedSource:
             int32 [B, T] (0 at padding), positions int32 [B, T] (from 0 in every segment), loss_mask bool [B, T] (the
             position is a target; never the first of its segment).
         """
-        places = self.places(step, self._host_rows)
+        places = self.places(step, self._host_rows if self._dealing == (1, 1) else self._dealt_rows(step))
         shape = (len(self._host_rows), self._context)
         out: Batch = {
             "text": np.zeros(shape, np.int32),

@@ -130,6 +130,27 @@ def test_hosts_may_come_and_go_at_any_step(folder, seed, step, runs):
             step += 1
 
 
+def test_dealing_evens_out_patches_and_keeps_the_rows(folder):
+    plain = PackedSource(folder, "joint", 32, CONTEXT)
+    dealt = plain.dealt(4, 2)
+    hosts = [PackedSource(folder, "joint", 32, CONTEXT, host_index=i, host_count=2).dealt(4, 2) for i in range(2)]
+    before, after = [], []
+    for step in range(10):
+        batch, moved = plain.batch(step), dealt.batch(step)
+        assert plain.token_counts(step) == dealt.token_counts(step)
+        rows = lambda batch: sorted(batch["text"][row].tobytes() + batch["audio"][row].tobytes() for row in range(32))  # noqa: E731
+        assert rows(batch) == rows(moved)
+        halves = [host.batch(step) for host in hosts]
+        assert equal(moved, {name: np.concatenate([half[name] for half in halves]) for name in moved})
+        for order, found in ((batch, before), (moved, after)):
+            # [shards, rows of a microbatch, microbatches]
+            patches = (order["text"] == Prepared(folder).layout.special.empty).sum(axis=1).reshape(4, 4, 2)
+            found.append(patches.sum(axis=1).max() / patches.sum() * 8)
+    assert np.mean(after) < 1.2 < np.mean(before)
+    with pytest.raises(ValueError, match="32 rows cannot be dealt to 3 shards x 2"):
+        plain.dealt(3, 2)
+
+
 def test_split_examples_repeat_their_prompt_without_loss(folder):
     task, empty = "sft_spoken_dialogue_multiturn", Prepared(folder).layout.special.empty
     reader = Prepared(folder).reader(task, "train")
