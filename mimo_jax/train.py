@@ -8,9 +8,8 @@ the optimiser's groups and the mesh. MODEL_DIR receives checkpoints, `config.gin
 
 from __future__ import annotations
 
-import functools
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +19,18 @@ import numpy as np
 from flax import linen as nn
 
 from mimo_jax import cli
-from mimo_jax.models import layers
 from mimo_jax.objectives.base import Objective
 from mimo_jax.parallel import mesh as mesh_lib
-from mimo_jax.training import loop, warm_start
+from mimo_jax.training import loop, program, utilization, warm_start
 from mimo_jax.training.checkpoints import Checkpoints, Meta
+from mimo_jax.training.evaluation import Evaluation, Hook
+from mimo_jax.training.guards import Guards
 from mimo_jax.training.metrics import MetricWriter
 from mimo_jax.training.optimizer import FROZEN, Optimizer
+from mimo_jax.training.profiling import Profile, Profiler
 from mimo_jax.training.retention import Keep
 from mimo_jax.training.schedule import Budget
-from mimo_jax.training.state import TrainState, make_train_step, new_state
+from mimo_jax.training.state import TrainState
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +50,9 @@ def train(
     export: Callable[[Objective, Any, Any], None] | None = None,
     seed: int = 0,
     keep: Keep = Keep(),
+    guards: Guards = Guards(),
+    profile: Profile = Profile(),
+    evaluation_hooks: Sequence[Hook] = (),
 ) -> TrainState:
     """Trains until the budget is spent.
 
@@ -62,14 +66,22 @@ def train(
       eval_sources: held-out batches by name; a metric `m` on source `s` is reported as `s/m`.
       hardware: mesh and sharding rules.
       intervals: steps between log lines, evaluations, checkpoints.
-      init_from: MODEL_DIR of an earlier stage whose parameters this one starts from (only on a fresh start).
+      init_from: where the parameters of a fresh start come from: MODEL_DIR of an earlier stage, or a folder in the
+        released layout (config.json and safetensors files).
       export: called as `export(objective, params, mutable)` once the budget is spent, e.g. an
         `interop.exporters` function that writes the released layout.
       seed: of initialisation and of everything random in a step.
       keep: which checkpoints are kept.
+      guards: what is done about bad steps, and steps that do not end.
+      profile: steps that are traced for xprof.
+      evaluation_hooks: further evaluations, run behind the held-out losses.
 
     Returns:
       The final state.
+
+    Raises:
+      UserError: a mistake in the configuration or data, or a limit that is exceeded; the message says which.
+      SystemExit: code 75 after a requested stop; the state is saved.
     """
     # --- mesh ---
     mesh = hardware.make_mesh()
@@ -79,96 +91,65 @@ def train(
     with jax.set_mesh(mesh), nn.logical_axis_rules(hardware.rules):
         # --- shapes and shardings: nothing is allocated yet ---
         first_batch = source.batch(0)
-        mesh_lib.check_batch(mesh, len(next(iter(first_batch.values()))) * jax.process_count())
-        batch_shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), first_batch)
-        params, mutable = jax.eval_shape(objective.init, jax.random.key(seed), batch_shapes)
-        transformation = optimizer.build(layers.unbox(params))
-        state_shapes = jax.eval_shape(functools.partial(new_state, transformation=transformation), params, mutable)
-        shardings = _state_shardings(params, state_shapes, mesh, hardware)
-        abstract_state = jax.tree.map(
-            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state_shapes, shardings
-        )
-        _log_overview(name, layers.unbox(params), optimizer)
+        stage = program.build(objective, optimizer, hardware, mesh, _global_shapes(first_batch), seed)
+        _log_overview(name, stage.state.params, optimizer)
 
-        # --- restore: 1. resume this run; 2. warm start from another; 3. from scratch ---
+        # --- restore: the first that applies ---
+        # 1. resume: the newest whole checkpoint of this run.
+        # 2. warm start: parameters of another run's newest checkpoint; optimiser, schedule and counters begin anew.
+        # 3. import: the same from a folder in the released layout.
+        # 4. scratch.
         checkpoints = Checkpoints(model_dir, keep=keep)
-        restored = checkpoints.restore_latest(abstract_state)
+        restored = checkpoints.restore_latest(stage.state)
         if restored is not None:
             state, meta = restored
             logger.info("%s: resumed at step %d", name, meta.step)
         else:
             meta = Meta(step=0, config=gin.config_str())
-            state = jax.jit(
-                lambda rng, batch: new_state(*objective.init(rng, batch), transformation), out_shardings=shardings
-            )(jax.random.key(seed), mesh_lib.put_batch(first_batch, mesh))
+            state = stage.init(jax.random.key(seed), mesh_lib.put_batch(first_batch, mesh))
             if init_from:
-                state = warm_start.apply(objective, state, init_from, shardings)
-        if meta.finished:
-            logger.info("%s: already finished at step %d", name, meta.step)
-            if export is not None:
-                export(objective, state.params, state.mutable)
-            return state
-        (Path(model_dir) / "config.gin").write_text(gin.config_str())
-
-        # --- functions ---
-        train_step = jax.jit(
-            make_train_step(objective, transformation, seed), donate_argnums=0, out_shardings=(shardings, None)
-        )
-        evaluation = loop.Evaluation(
-            jax.jit(objective.evaluate), eval_sources or {}, intervals.evaluation_batches, mesh
-        )
+                state = warm_start.apply(objective, state, init_from, stage.state)
 
         # --- loop ---
-        writer = MetricWriter(model_dir, meta.step)
-        state = loop.run(
-            state,
-            meta,
-            train_step=train_step,
-            source=source,
-            evaluation=evaluation,
-            budget=budget,
-            intervals=intervals,
-            checkpoints=checkpoints,
-            writer=writer,
-            mesh=mesh,
-            name=name,
-        )
-        writer.close()
+        if meta.finished:
+            logger.info("%s: already finished at step %d", name, meta.step)
+        else:
+            if jax.process_index() == 0:
+                (Path(model_dir) / "config.gin").write_text(gin.config_str())
+            rows, context = next(iter(stage.batch.values())).shape[:2]
+            state = loop.Loop(
+                name=name,
+                model_dir=model_dir,
+                state=state,
+                meta=meta,
+                train_step=stage.train_step,
+                abstract_state=stage.state,
+                source=source,
+                batch_rows=rows,
+                evaluation=Evaluation(
+                    stage.evaluate, eval_sources or {}, intervals.evaluation_batches, mesh, evaluation_hooks
+                ),
+                budget=budget,
+                intervals=intervals,
+                guards=guards,
+                checkpoints=checkpoints,
+                keep=keep,
+                open_writer=lambda step: MetricWriter(model_dir, step),
+                profiler=Profiler(model_dir, profile),
+                flops=lambda text, audio: utilization.model_flops(objective, text, audio, context),
+                mesh=mesh,
+            ).run()
         checkpoints.close()
         if export is not None:
             export(objective, state.params, state.mutable)
     return state
 
 
-def _state_shardings(boxed_params: Any, state_shapes: TrainState, mesh: Any, hardware: mesh_lib.Hardware) -> TrainState:
-    """Parameters by the rules, optimiser moments like their parameter, everything else replicated."""
-    by_params = mesh_lib.tree_shardings(boxed_params, mesh, hardware.rules)
-    replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    names = {tuple(path): sharding for path, sharding in _leaves(by_params)}
-
-    def place(path: tuple, leaf: Any) -> jax.sharding.Sharding:
-        # A moment's path ends with its parameter's path inside the optimiser state.
-        keys = tuple(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
-        for start in range(len(keys)):
-            if keys[start:] in names and len(leaf.shape) == len(names_shape[keys[start:]]):
-                return names[keys[start:]]
-        return replicated
-
-    names_shape = {path: leaf.shape for path, leaf in _leaves(layers.unbox(boxed_params))}
-    return state_shapes.replace(
-        step=replicated,
-        skipped=replicated,
-        params=by_params,
-        mutable=jax.tree.map(lambda _: replicated, state_shapes.mutable),
-        opt_state=jax.tree_util.tree_map_with_path(place, state_shapes.opt_state),
-    )
-
-
-def _leaves(tree: Any) -> list[tuple[tuple[str, ...], Any]]:
-    return [
-        (tuple(str(getattr(key, "key", key)) for key in path), leaf)
-        for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
-    ]
+def _global_shapes(batch: Mapping[str, np.ndarray]) -> dict[str, jax.ShapeDtypeStruct]:
+    """Of the batch of all processes, from this one's rows."""
+    return {
+        name: jax.ShapeDtypeStruct((len(x) * jax.process_count(), *x.shape[1:]), x.dtype) for name, x in batch.items()
+    }
 
 
 def _log_overview(name: str, params: Any, optimizer: Optimizer) -> None:

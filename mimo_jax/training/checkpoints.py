@@ -45,6 +45,13 @@ class Meta:
       config: the resolved gin text.
       model: of an imported model, what its `config.json` says.
       metrics: of the held-out evaluation at this very step, if there was one.
+      data_rows: rows of data used or passed over, of all processes; the next step reads the first whole batch behind
+        them. None: as many batches as `step`.
+      rollbacks: how often the run went back to a checkpoint.
+      guards: what `guards.Monitor` remembers.
+      pending: (data step, loss, skipped updates) of the last steps, at which the guards have not looked yet.
+      started: UNIX time at which the stage was first started.
+      useful_seconds: of training that led to this state.
     """
 
     step: int
@@ -54,6 +61,12 @@ class Meta:
     config: str = ""
     model: dict[str, Any] | None = None
     metrics: dict[str, float] = dataclasses.field(default_factory=dict)
+    data_rows: int | None = None
+    rollbacks: int = 0
+    guards: dict[str, Any] = dataclasses.field(default_factory=dict)
+    pending: list[list[float]] = dataclasses.field(default_factory=list)
+    started: float = 0.0
+    useful_seconds: float = 0.0
 
 
 class Checkpoints:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TextIO
+
+import jax
 
 from mimo_jax.files import write_text
 
@@ -12,16 +15,19 @@ JSONL = "metrics.jsonl"
 
 
 class MetricWriter:
-    """Writes scalars of a step to `MODEL_DIR/metrics.jsonl` and TensorBoard event files.
+    """Writes scalars of a step to `MODEL_DIR/metrics.jsonl` and TensorBoard event files; the first process alone does.
 
     After a restart, lines beyond the restored step are dropped: they will be written again.
     """
 
     def __init__(self, model_dir: str | Path, restored_step: int):
         self._path = Path(model_dir) / JSONL
+        self._file: TextIO | None = None
+        self._tensorboard = None
+        if jax.process_index() != 0:
+            return
         self._truncate(restored_step)
         self._file = self._path.open("a")
-        self._tensorboard = None
         try:
             from tensorboardX import SummaryWriter
         except ImportError:  # a bare accelerator machine: the JSONL file still has everything
@@ -43,6 +49,8 @@ class MetricWriter:
 
     def write(self, step: int, values: Mapping[str, float | int | str]) -> None:
         """One record; strings go to the JSONL file only."""
+        if self._file is None:
+            return
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         self._file.flush()
         if self._tensorboard is not None:
@@ -51,7 +59,8 @@ class MetricWriter:
                     self._tensorboard.add_scalar(name, value, step)
 
     def close(self) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
         if self._tensorboard is not None:
             self._tensorboard.close()
 

@@ -12,24 +12,36 @@ from mimo_jax.cli import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
-    """How long a stage lasts: exactly one of the two is set.
+    """How long a stage lasts: exactly one of the four is set.
 
     Attributes:
       tokens: positions seen (text tokens + audio patches at 6.25 Hz; arXiv 2512.23808, section 4).
+      text_tokens: text positions seen.
+      audio_tokens: audio patches seen.
       steps: optimiser steps, for stages without tokens (audio tokenizer, recogniser).
     """
 
     tokens: float | None = None
+    text_tokens: float | None = None
+    audio_tokens: float | None = None
     steps: int | None = None
 
     def __post_init__(self) -> None:
-        if (self.tokens is None) == (self.steps is None):
-            raise UserError(f"Budget: set either tokens or steps, got tokens={self.tokens} steps={self.steps}")
+        given = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
+        if len(given) != 1 or next(iter(given.values())) <= 0:
+            raise UserError(f"Budget: set one of tokens, text_tokens, audio_tokens, steps to more than 0; got {given}")
 
-    def progress(self, step: int, tokens: int) -> float:
-        """Share spent, in [0, 1], before step `step` with `tokens` seen so far."""
-        spent, limit = (step, self.steps) if self.tokens is None else (tokens, self.tokens)
-        return min(float(spent) / max(float(limit or 0), 1.0), 1.0)
+    def progress(self, step: int, text_tokens: int, audio_tokens: int) -> float:
+        """Share spent, in [0, 1], after `step` steps on so many positions."""
+        for spent, limit in (
+            (text_tokens + audio_tokens, self.tokens),
+            (text_tokens, self.text_tokens),
+            (audio_tokens, self.audio_tokens),
+            (step, self.steps),
+        ):
+            if limit is not None:
+                return min(float(spent) / float(limit), 1.0)
+        raise AssertionError("one of the limits is set")
 
 
 @dataclasses.dataclass(frozen=True)

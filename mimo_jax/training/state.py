@@ -43,10 +43,16 @@ def new_state(params: Any, mutable: Any, transformation: optax.GradientTransform
 
 def make_train_step(
     objective: Objective, transformation: optax.GradientTransformationExtraArgs, seed: int
-) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
-    """`step(state, batch, progress) -> (state, metrics)`; a non-finite loss or gradient skips the update, counted."""
+) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
+    """`step(state, batch, progress, loss_limit) -> (state, metrics)`.
 
-    def step(state: TrainState, batch: Batch, progress: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
+    A loss or gradient that is not finite, or a loss above `loss_limit` (float32 [], infinite = no limit), skips the
+    update: only `step` and `skipped` change.
+    """
+
+    def step(
+        state: TrainState, batch: Batch, progress: jax.Array, loss_limit: jax.Array
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
         # The key is a function of (seed, step): nothing random needs to be saved.
         rng = jax.random.fold_in(jax.random.key(seed), state.step)
         (loss, (mutable, metrics)), grads = jax.value_and_grad(objective.loss, has_aux=True)(
@@ -54,17 +60,17 @@ def make_train_step(
         )
         updates, opt_state = transformation.update(grads, state.opt_state, state.params, progress=progress)
         grad_norm = global_norm(grads)
-        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        good = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & (loss <= loss_limit)
 
         def keep(new: Any, old: Any) -> Any:
-            return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+            return jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)
 
         state = state.replace(
             step=state.step + 1,
             params=keep(optax.apply_updates(state.params, updates), state.params),
             mutable=keep(mutable, state.mutable),
             opt_state=keep(opt_state, state.opt_state),
-            skipped=state.skipped + jnp.where(finite, 0, 1),
+            skipped=state.skipped + jnp.where(good, 0, 1),
         )
         return state, metrics | {"loss": loss, "grad_norm": grad_norm, "skipped": state.skipped}
 

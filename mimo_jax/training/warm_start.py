@@ -16,7 +16,7 @@ from mimo_jax.training.state import TrainState
 logger = logging.getLogger(__name__)
 
 
-def apply(objective: Objective, state: TrainState, model_dir: str, shardings: TrainState) -> TrainState:
+def apply(objective: Objective, state: TrainState, model_dir: str, abstract: TrainState) -> TrainState:
     """`state` with the parameters (and non-gradient state) of the run in `model_dir`.
 
     An objective whose trees differ from the source's brings its own mapping as a method
@@ -34,6 +34,7 @@ def apply(objective: Objective, state: TrainState, model_dir: str, shardings: Tr
         params = _by_name(state.params, source_params, model_dir)
         mutable = _by_name(state.mutable, source_mutable, model_dir) if source_mutable else state.mutable
     logger.info("started from %s, step %d", model_dir, meta.step)
+    shardings = jax.tree.map(lambda array: array.sharding, abstract)
     return state.replace(
         params=jax.device_put(params, shardings.params), mutable=jax.device_put(mutable, shardings.mutable)
     )
