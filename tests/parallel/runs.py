@@ -1,0 +1,38 @@
+"""Short runs of a stage on a mesh, for comparison."""
+
+import jax
+import numpy as np
+from flax import linen as nn
+
+from mimo_jax.objectives.language_model import LanguageModelObjective
+from mimo_jax.parallel import mesh as mesh_lib
+from mimo_jax.training import program
+from mimo_jax.training.optimizer import Optimizer
+from tests.training.synthetic import SyntheticSource, tiny_model
+
+STEPS = 20
+ONE = mesh_lib.Hardware(data=1)
+
+
+def language_model(**changes):
+    return LanguageModelObjective(tiny_model(), **changes)
+
+
+def shapes(batch):
+    return {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in batch.items()}
+
+
+def run(hardware, objective=None, source=None, optimizer=None, steps=STEPS, metrics=("loss",)):
+    """Metrics [steps, len(metrics)] of a run on as many devices as the mesh asks for."""
+    objective, source = objective or language_model(), source or SyntheticSource(rows=8, length=16)
+    sizes = [getattr(hardware, axis) for axis in mesh_lib.MESH_AXES]
+    mesh = hardware.make_mesh(jax.devices()[: int(np.prod(sizes))])
+    values = []
+    with jax.set_mesh(mesh), nn.logical_axis_rules(hardware.rules):
+        stage = program.build(objective, optimizer or Optimizer(), hardware, mesh, shapes(source.batch(0)))
+        state = stage.init(jax.random.key(0), mesh_lib.put_batch(source.batch(0), mesh))
+        for step in range(steps):
+            batch = mesh_lib.put_batch(source.batch(step), mesh)
+            state, figures = stage.train_step(state, batch, np.float32((step + 1) / steps), np.float32(np.inf))
+            values.append([float(figures[name]) for name in metrics])
+    return np.array(values)
