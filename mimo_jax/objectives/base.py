@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 
@@ -27,4 +27,28 @@ class Objective(Protocol):
 
     def evaluate(self, params: Params, mutable: Mutable, batch: Batch) -> dict[str, tuple[jax.Array, jax.Array]]:
         """Per metric (sum, count); the trainer adds both over the batches of an evaluation and divides."""
+        ...
+
+
+@runtime_checkable
+class DivisibleObjective(Objective, Protocol):
+    """An objective whose loss is a sum over the parts of a batch, so that the parts can be processed one by one."""
+
+    def totals(self, batch: Batch) -> dict[str, jax.Array]:
+        """What sums are divided by (weights, counts). Those of the parts add up to those of the batch."""
+        ...
+
+    def share(
+        self,
+        params: Params,
+        mutable: Mutable,
+        batch: Batch,
+        rng: jax.Array,
+        progress: jax.Array,
+        totals: dict[str, jax.Array],
+    ) -> tuple[jax.Array, tuple[Mutable, Metrics]]:
+        """As `loss`, of a part of the batch with these `totals`: the parts' losses and metrics add up to the batch's.
+
+        The non-gradient state must not change.
+        """
         ...

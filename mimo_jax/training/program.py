@@ -17,6 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from mimo_jax.models import layers
 from mimo_jax.objectives.base import Objective
 from mimo_jax.parallel import mesh as mesh_lib
+from mimo_jax.training.microbatches import gradient_function
 from mimo_jax.training.optimizer import Optimizer
 from mimo_jax.training.state import TrainState, make_train_step, new_state
 
@@ -39,7 +40,7 @@ class Program:
     state: TrainState
     batch: dict[str, jax.ShapeDtypeStruct]
     init: Callable[..., TrainState]
-    train_step: Callable[..., tuple[TrainState, dict[str, jax.Array]]]
+    train_step: jax.stages.Wrapped
     evaluate: Callable[..., dict[str, tuple[jax.Array, jax.Array]]]
 
     @property
@@ -77,6 +78,9 @@ def build(
     shardings = _state_shardings(params, shapes, mesh, hardware)
     places = mesh_lib.batch_shardings(batch, mesh)
 
+    gradients = gradient_function(objective, hardware.microbatches, shardings.params, places)
+    step = make_train_step(objective, transformation, seed, gradients)
+
     def init(rng: jax.Array, example: Mapping[str, jax.Array]) -> TrainState:
         return new_state(*objective.init(rng, dict(example)), transformation)
 
@@ -85,9 +89,7 @@ def build(
         state=_placed(shapes, shardings),
         batch={name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=places[name]) for name, x in batch.items()},
         init=jax.jit(init, out_shardings=shardings),
-        train_step=jax.jit(
-            make_train_step(objective, transformation, seed), donate_argnums=0, out_shardings=(shardings, None)
-        ),
+        train_step=jax.jit(step, donate_argnums=0, out_shardings=(shardings, None)),
         evaluate=jax.jit(objective.evaluate),
     )
 

@@ -12,6 +12,7 @@ from flax import struct
 
 from mimo_jax.models import layers
 from mimo_jax.objectives.base import Batch, Objective
+from mimo_jax.training.microbatches import GradientFunction, gradient_function
 from mimo_jax.training.optimizer import global_norm
 
 
@@ -42,22 +43,29 @@ def new_state(params: Any, mutable: Any, transformation: optax.GradientTransform
 
 
 def make_train_step(
-    objective: Objective, transformation: optax.GradientTransformationExtraArgs, seed: int
+    objective: Objective,
+    transformation: optax.GradientTransformationExtraArgs,
+    seed: int,
+    gradients: GradientFunction | None = None,
 ) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
     """`step(state, batch, progress, loss_limit) -> (state, metrics)`.
 
     A loss or gradient that is not finite, or a loss above `loss_limit` (float32 [], infinite = no limit), skips the
     update: only `step` and `skipped` change.
+
+    Args:
+      objective, transformation: of the stage.
+      seed: of everything random in a step.
+      gradients: see `microbatches.gradient_function`, by default that of whole batches.
     """
+    gradients = gradients or gradient_function(objective)
 
     def step(
         state: TrainState, batch: Batch, progress: jax.Array, loss_limit: jax.Array
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         # The key is a function of (seed, step): nothing random needs to be saved.
         rng = jax.random.fold_in(jax.random.key(seed), state.step)
-        (loss, (mutable, metrics)), grads = jax.value_and_grad(objective.loss, has_aux=True)(
-            state.params, state.mutable, batch, rng, progress
-        )
+        (loss, (mutable, metrics)), grads = gradients(state.params, state.mutable, batch, rng, progress)
         updates, opt_state = transformation.update(grads, state.opt_state, state.params, progress=progress)
         grad_norm = global_norm(grads)
         good = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & (loss <= loss_limit)
