@@ -129,6 +129,7 @@ class Checkpoints:
             # The hidden folder's name has a suffix of orbax's choice.
             (folder,) = self._folder.glob(f"{self._saving.step}.*")
             integrity.write_manifest(folder)
+            self._saving.written = time.monotonic()
 
     def check(self) -> None:
         """Call it often: raises UserError as soon as the save under way is found to have failed."""
@@ -150,8 +151,9 @@ class Checkpoints:
         self._saving = None
         files = [path for path in (self._folder / str(save.step)).rglob("*") if path.is_file()]
         self._done = {
+            "checkpoint/step": save.step,
             "checkpoint/blocked_seconds": save.blocked_seconds,
-            "checkpoint/seconds": time.monotonic() - save.start,
+            "checkpoint/seconds": (save.written or time.monotonic()) - save.start,
             "checkpoint/gigabytes": sum(path.stat().st_size for path in files) / 1e9,
             "checkpoint/host_memory_gigabytes": save.memory.stop() / 1e9,
         }
@@ -172,7 +174,7 @@ class Checkpoints:
         )
 
     def take_figures(self) -> dict[str, float]:
-        """Seconds, gigabytes and host memory of the last finished save; {} if there is none since the last call."""
+        """Step, seconds, gigabytes, host memory of the last finished save; {} if there is none since the last call."""
         figures, self._done = self._done, {}
         return figures
 
@@ -233,12 +235,13 @@ class Checkpoints:
 
 @dataclasses.dataclass
 class _Save:
-    """A save under way: when it began (s), how long it held up the caller."""
+    """A save under way: when it began and, on the first process, was written (s), how long it held up the caller."""
 
     step: int
     start: float
     memory: PeakMemory
     blocked_seconds: float = 0.0
+    written: float | None = None
 
 
 class _Retention:

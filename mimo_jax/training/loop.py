@@ -356,7 +356,7 @@ class Loop:
             self._writer.write(self.meta.step, self._counters() | figures)
             logger.info(
                 "%s: checkpoint of step %d written: %.3g GB in %.3g s, training waited %.3g s, host memory +%.3g GB",
-                *(self.name, self._saved_step),
+                *(self.name, figures["checkpoint/step"]),
                 *(figures[f"checkpoint/{name}"] for name in ("gigabytes", "seconds", "blocked_seconds")),
                 figures["checkpoint/host_memory_gigabytes"],
             )

@@ -1,9 +1,11 @@
-"""A tiny language model and a synthetic source for tests of the trainer."""
+"""A tiny language model, a regression that compiles at once, and their sources, for tests of the trainer."""
 
 from __future__ import annotations
 
 import dataclasses
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from mimo_jax.models.mimo_audio import MimoAudioConfig
@@ -62,3 +64,49 @@ class SyntheticSource:
 
     def token_counts(self, step: int) -> tuple[int, int]:
         return self.rows * (self.length - 4), self.rows * 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Regression:
+    """An objective that compiles at once: a noisy linear map, with non-gradient state."""
+
+    width: int = 256
+
+    def init(self, rng, batch):
+        return {"w": 0.1 * jax.random.normal(rng, (self.width, self.width))}, {"mean": jnp.zeros(self.width)}
+
+    def loss(self, params, mutable, batch, rng, progress):
+        x = batch["x"] + 0.1 * jax.random.normal(rng, batch["x"].shape)
+        error = x @ params["w"] - jnp.sin(batch["x"])
+        mean = 0.9 * mutable["mean"] + 0.1 * batch["x"].mean(axis=0)
+        return jnp.square(error).mean() + 0.0 * progress, ({"mean": mean}, {"largest": jnp.abs(error).max()})
+
+    def evaluate(self, params, mutable, batch):
+        error = batch["x"] @ params["w"] - jnp.sin(batch["x"])
+        return {"loss": (jnp.square(error).sum(), jnp.float32(error.size))}
+
+
+@dataclasses.dataclass(frozen=True)
+class Vectors:
+    """Batches for `Regression`: 8 rows, each counted as 8 text positions and 4 patches.
+
+    Attributes:
+      bad: steps whose first number is not finite.
+      high: steps whose numbers are a hundred times as large.
+    """
+
+    rows: int = 8
+    width: int = 256
+    seed: int = 0
+    bad: tuple[int, ...] = ()
+    high: tuple[int, ...] = ()
+
+    def batch(self, step: int) -> dict[str, np.ndarray]:
+        rng = np.random.Generator(np.random.Philox(key=self.seed, counter=step))
+        x = rng.normal(size=(self.rows, self.width)).astype(np.float32) * (100 if step in self.high else 1)
+        if step in self.bad:
+            x[0, 0] = np.nan
+        return {"x": x}
+
+    def token_counts(self, step: int) -> tuple[int, int]:
+        return self.rows * 8, self.rows * 4
