@@ -62,6 +62,8 @@ EXTRAS = {
     "demo": ["gradio>=5.0"],
     "tpu": ["jax[tpu]"],
     "cuda": ["jax[cuda13]"],
+    # Compilers of both, for machines that are not there (mimo_jax.compile); an environment of its own.
+    "compile": ["jax[tpu]", "jax[cuda13]"],
     # Apache Beam needs protobuf < 7 and TensorFlow Text needs protobuf >= 7: never together with `seqio`.
     "beam": ["apache-beam>=2.70"],
     "test": ["hypothesis>=6.130", "pytest>=8.3", "pytest-xdist>=3.6"],

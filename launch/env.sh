@@ -1,7 +1,8 @@
 # shellcheck shell=bash
 # Sourced by quickstart.sh and test.sh: makes the virtual environment from a lock file, or reuses it.
 #
-#   ensure_environment NAME    requirements/NAME.txt, NAME one of quickstart, dev (dev holds quickstart), beam
+#   ensure_environment NAME    requirements/NAME.txt, NAME one of quickstart, dev (dev holds quickstart), beam,
+#                              compile
 #
 # Sets VENV (default .venv in the repository; MIMO_JAX_VENV names another). An environment whose lock file, Python
 # and place are unchanged is used as it is; one whose making was interrupted is made again from nothing. jax gets the
@@ -127,7 +128,7 @@ install_environment() {
     install --no-deps -r "$ROOT/requirements/$ACCELERATOR.txt" ||
       fail "the packages of requirements/$ACCELERATOR.txt could not be installed; MIMO_JAX_ACCELERATOR=none does without"
   fi
-  [ "$name" = beam ] || install --no-deps -r "$ROOT/requirements/compiled.txt" 2>"$VENV/.mimo_jax-compiled.log" ||
+  [ "$name" = beam ] || [ "$name" = compile ] || install --no-deps -r "$ROOT/requirements/compiled.txt" 2>"$VENV/.mimo_jax-compiled.log" ||
     say "PESQ left out: it is built from source and that failed (no C compiler or no Python headers?" \
       "$VENV/.mimo_jax-compiled.log tells). All else works; to have it, install them, delete $VENV and start again"
   install --no-deps -e "$ROOT" || fail "mimo_jax itself could not be installed from $ROOT"

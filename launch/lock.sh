@@ -33,6 +33,7 @@ compile base "" --constraint requirements/dev.txt
 compile beam "prepare beam test" "$@"
 compile tpu "tpu" --constraint requirements/dev.txt
 compile cuda "cuda" --constraint requirements/dev.txt
+compile compile "compile" --constraint requirements/dev.txt
 
 # As for Windows, where PyTorch needs no CUDA packages; what else it needs is pure Python. What dev.txt has is left out.
 in_dev=()

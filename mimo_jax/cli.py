@@ -105,8 +105,16 @@ def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
-def run(function: Callable[..., Any]) -> None:
-    """Parses the command line and calls `function` with its gin bindings. Exits with code 2 on a user's mistake."""
+def run(
+    function: Callable[..., Any], more_files: Callable[[], Sequence[str]] = tuple, more_bindings: Sequence[str] = ()
+) -> None:
+    """Parses the command line and calls `function` with its gin bindings. Exits with code 2 on a user's mistake.
+
+    Args:
+      function: called without arguments.
+      more_files: gives gin files to be read after those of the command line, once flags are parsed.
+      more_bindings: gin bindings to be read before those of the command line.
+    """
     from absl import app, flags
 
     flags.DEFINE_multi_string("gin_file", [], "gin file; may be given several times, later ones override.")
@@ -120,7 +128,8 @@ def run(function: Callable[..., Any]) -> None:
         log_to_stderr()
         import gin
 
-        parse_gin(flags.FLAGS.gin_file, flags.FLAGS.gin_bindings, flags.FLAGS.gin_search_paths)
+        files, bindings = [*flags.FLAGS.gin_file, *more_files()], [*more_bindings, *flags.FLAGS.gin_bindings]
+        parse_gin(files, bindings, flags.FLAGS.gin_search_paths)
         gin.get_configurable(function)()
 
     try:

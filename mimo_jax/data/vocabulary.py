@@ -12,12 +12,14 @@ from mimo_jax.data.waveforms import TextIds
 from mimo_jax.models.mimo_audio import MimoAudioConfig
 
 
-def fit_model(model: MimoAudioConfig, prepared: str | os.PathLike[str]) -> MimoAudioConfig:
-    """`model` with the id of `<|empty|>` and the codebooks' empty ids of a prepared folder.
+def fit_model(model: MimoAudioConfig, prepared: str | os.PathLike[str] | None) -> MimoAudioConfig:
+    """`model` with the id of `<|empty|>` and the codebooks' empty ids of a prepared folder; as it is without one.
 
     Raises:
       UserError: the text vocabulary does not fit `model.vocab_size`, or the patches have another shape.
     """
+    if prepared is None:  # compiled for a machine elsewhere, without data
+        return model
     data = Prepared(prepared)
     layout = data.layout
     size = int(data.manifest["vocab_size"])
