@@ -7,6 +7,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 
 from mimo_jax.models.mimo_audio import MimoAudioConfig
 
@@ -73,7 +74,8 @@ class Regression:
     width: int = 256
 
     def init(self, rng, batch):
-        return {"w": 0.1 * jax.random.normal(rng, (self.width, self.width))}, {"mean": jnp.zeros(self.width)}
+        w = 0.1 * jax.random.normal(rng, (self.width, self.width))
+        return {"w": nn.LogicallyPartitioned(w, ("embed", "mlp"))}, {"mean": jnp.zeros(self.width)}
 
     def loss(self, params, mutable, batch, rng, progress):
         x = batch["x"] + 0.1 * jax.random.normal(rng, batch["x"].shape)
