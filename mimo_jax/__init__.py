@@ -9,7 +9,7 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-_ROOMS = ("data", "evaluation", "inference", "interop", "models", "objectives", "parallel", "training")
+_ROOMS = ("ahead_of_time", "data", "evaluation", "inference", "interop", "models", "objectives", "parallel", "training")
 
 __all__ = ["MimoAudio", "__version__", *_ROOMS]  # noqa: PLE0604
 
