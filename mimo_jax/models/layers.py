@@ -41,15 +41,11 @@ def _whole(kernel: Array, axes: partition.Names, dtype: Dtype) -> Array:
     return partition.constrain(kernel.astype(dtype), partition.used(axes))
 
 
-def _matmul_forward(
-    x: Array, kernel: Array, axes: tuple[str | None, str | None]
-) -> tuple[Array, tuple[Array, Array]]:
+def _matmul_forward(x: Array, kernel: Array, axes: tuple[str | None, str | None]) -> tuple[Array, tuple[Array, Array]]:
     return matmul(x, kernel, axes), (x, kernel)
 
 
-def _matmul_backward(
-    axes: tuple[str | None, str | None], saved: tuple[Array, Array], g: Array
-) -> tuple[Array, Array]:
+def _matmul_backward(axes: tuple[str | None, str | None], saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
     x, kernel = saved
     rows = tuple(range(x.ndim - 1))
     gradient = jax.lax.dot_general(x, g, ((rows, rows), ((), ())), preferred_element_type=kernel.dtype)
@@ -184,10 +180,11 @@ def attention(
       key, value: [B, S, kv_heads, head_dim]; heads is a multiple of kv_heads, query head h reads kv head
         h // (heads / kv_heads).
       mask: [B or 1, 1, T, S] bool, True = visible.
-      implementation: "xla" (any device) or "cudnn" (NVIDIA GPU, bfloat16 or float16).
+      implementation: "cudnn" (NVIDIA GPU, bfloat16 or float16); all others compute plainly. Long packed rows have
+        kernels of their own (`mimo_jax.models.kernels`).
     """
-    if implementation != "xla":
-        return jax.nn.dot_product_attention(query, key, value, mask=mask, implementation=implementation)  # type: ignore[call-overload]
+    if implementation == "cudnn":
+        return jax.nn.dot_product_attention(query, key, value, mask=mask, implementation="cudnn")
     batch, length, heads, head_dim = query.shape
     kv_heads = key.shape[2]
     # [B, kv_heads, group * T, head_dim]: one batched product per kv head, whatever the grouping.
@@ -218,84 +215,44 @@ def cached_attention(query: Array, keys: Array, values: Array, mask: Array | Non
     return jnp.einsum("bkgts,bksd->btkgd", weights, values).reshape(batch, length, heads, head_dim)
 
 
-class Attention(nn.Module):
-    """Multi-head attention with rotary positions and an optional key/value cache.
-
-    Biases follow the published models: the LM's transformers have them on q, k, v and not on the output
-    (`bias=("q", "k", "v")`), the audio tokenizer has them on q, v and the output (`("q", "v", "out")`).
-    """
-
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    bias: tuple[str, ...] = ("q", "k", "v")
-    rope_theta: float = 10000.0
-    dtype: Dtype = jnp.float32
-    param_dtype: Dtype = jnp.float32
-    kernel_init: Initializer = nn.initializers.normal(0.02)
-    implementation: str = "xla"
-
-    @nn.compact
-    def __call__(
-        self,
-        x: Array,
-        positions: Array,
-        mask: Array | None,
-        cache: tuple[Array, Array] | None = None,
-    ) -> tuple[Array, tuple[Array, Array] | None]:
-        """x [B, T, D], positions [B, T], mask [B, 1, T, S]; cache (keys, values) each [B, kv_heads, S, head_dim].
-
-        With a cache, the new keys and values are written at slot = position and attention runs over the whole cache,
-        so that a right-padded prompt and ragged batches need nothing but the mask (S slots).
-        """
-
-        def project(name: str, heads: int) -> Array:
-            y = Linear(
-                heads * self.head_dim,
-                axes=("embed", "heads" if name == "q" else "kv_heads"),
-                use_bias=name in self.bias,
-                dtype=self.dtype,
-                param_dtype=self.param_dtype,
-                kernel_init=self.kernel_init,
-                name=f"{name}_proj",
-            )(x)
-            return y.reshape(*x.shape[:2], heads, self.head_dim)
-
-        query = apply_rope(project("q", self.num_heads), positions, self.rope_theta)
-        key = apply_rope(project("k", self.num_kv_heads), positions, self.rope_theta)
-        value = project("v", self.num_kv_heads)
-        if cache is None:
-            y = attention(query, key, value, mask, implementation=self.implementation)
-        else:
-            rows = jnp.arange(x.shape[0])[:, None, None]
-            heads = jnp.arange(self.num_kv_heads)[None, :, None]
-            slots = jnp.broadcast_to(positions, x.shape[:2])[:, None, :]
-            cache = (
-                cache[0].at[rows, heads, slots].set(key.swapaxes(1, 2).astype(cache[0].dtype)),
-                cache[1].at[rows, heads, slots].set(value.swapaxes(1, 2).astype(cache[1].dtype)),
-            )
-            y = cached_attention(query, cache[0].astype(query.dtype), cache[1].astype(query.dtype), mask)
-        y = Linear(
-            x.shape[-1],
-            axes=("heads", "embed"),
-            use_bias="out" in self.bias,
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-            kernel_init=self.kernel_init,
-            name="out_proj",
-        )(y.reshape(*x.shape[:2], self.num_heads * self.head_dim))
-        return y, cache
+# Names of values that a rematerialisation policy can keep: attention's output, its inputs (after rotary positions), the
+# two wide activations of the MLP.
+KEPT_NAMES = ("attention", "qkv", "mlp")
 
 
 def remat(module: type[nn.Module], policy: str) -> type[nn.Module]:
-    """`module` with rematerialisation: "none", "full" (recompute all), "dots" (keep matrix products)."""
+    """`module` with rematerialisation of its activations in the backward pass.
+
+    Args:
+      policy: "none" keeps everything, "full" keeps nothing but the module's inputs, "dots" the matrix products, and
+        names of `KEPT_NAMES` joined by "+" ("attention", "attention+qkv") these values. "host:attention+qkv" moves
+        them to the host's memory until they are needed.
+    """
     if policy == "none":
         return module
-    policies = {
+    # scan already separates the iterations: preventing common subexpression elimination again only costs time.
+    return nn.remat(module, policy=remat_policy(policy), prevent_cse=False)
+
+
+def remat_policy(policy: str) -> Any:
+    """The policy of `jax.checkpoint` for a name, see `remat`."""
+    fixed = {
         "full": jax.checkpoint_policies.nothing_saveable,
         "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     }
-    if policy not in policies:
-        raise ValueError(f"unknown remat policy {policy!r}: use 'none', {', '.join(map(repr, policies))}")
-    # scan already separates the iterations: preventing common subexpression elimination again only costs time.
-    return nn.remat(module, policy=policies[policy], prevent_cse=False)
+    if policy in fixed:
+        return fixed[policy]
+    names = policy.removeprefix("host:").split("+")
+    if not set(names) <= set(KEPT_NAMES):
+        raise ValueError(
+            f"unknown remat policy {policy!r}: use 'none', 'full', 'dots', or names of {KEPT_NAMES} joined by '+', "
+            "with 'host:' before them to keep them in the host's memory"
+        )
+    if policy.startswith("host:"):
+        return jax.checkpoint_policies.save_and_offload_only_these_names(
+            names_which_can_be_saved=[],
+            names_which_can_be_offloaded=names,
+            offload_src="device",
+            offload_dst="pinned_host",
+        )
+    return jax.checkpoint_policies.save_only_these_names(*names)

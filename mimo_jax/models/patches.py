@@ -56,7 +56,8 @@ def gather(is_patch: Array, share: float) -> Gathered:
         return Gathered(flat, slot, flat < is_patch.size, kept, overflow)
 
     buffer, scalar = PartitionSpec(axes or None), PartitionSpec()
-    return partition.shard_map(local, (spec,), Gathered(buffer, spec, buffer, scalar, scalar))(is_patch)
+    specs = (buffer, spec, buffer, scalar, scalar)
+    return Gathered(*partition.shard_map(lambda x: tuple(local(x)), (spec,), specs)(is_patch))
 
 
 def gather_local(is_patch: Array, size: int) -> tuple[Array, Array, Array]:

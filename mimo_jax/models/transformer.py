@@ -12,8 +12,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 
-from mimo_jax.models import layers, partition
+from mimo_jax.models import kernels, layers, partition
 
 Array = jax.Array
 # Keys and values of every layer: each [layers, B, kv_heads, slots, head_dim].
@@ -30,7 +31,8 @@ class Compute:
       dtype: of activations and matrix products.
       param_dtype: of stored parameters.
       remat: rematerialisation policy of a layer, see `layers.remat`.
-      attention: attention implementation, see `layers.attention`.
+      attention: implementation for long rows, see `mimo_jax.models.kernels`; "auto" = the one for the devices.
+      max_segments: see `kernels.packed_attention`.
       unroll: layers per iteration of the scan; all of them spares a shallow model the copies in and out of the stack.
     """
 
@@ -38,6 +40,7 @@ class Compute:
     param_dtype: str = "float32"
     remat: str = "none"
     attention: str = "xla"
+    max_segments: int = 256
     unroll: int = 1
 
 
@@ -57,6 +60,86 @@ class TransformerConfig:
     initializer_range: float = 0.02
 
 
+class Attention(nn.Module):
+    """Multi-head attention with rotary positions and an optional key/value cache.
+
+    Biases follow the published models: the LM's transformers have them on q, k, v and not on the output.
+    """
+
+    config: TransformerConfig
+    compute: Compute
+    bias: tuple[str, ...] = ("q", "k", "v")
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Array,
+        positions: Array,
+        mask: Array | None,
+        segment_ids: Array | None,
+        cache: tuple[Array, Array] | None = None,
+    ) -> tuple[Array, tuple[Array, Array] | None]:
+        """x [B, T, D], positions [B, T], mask [B, 1, T, S]; cache (keys, values) each [B, kv_heads, S, head_dim].
+
+        With segment_ids [B, T] there is no mask: a kernel for packed rows (`kernels.packed_attention`) sees to it.
+
+        With a cache, the new keys and values are written at slot = position and attention runs over the whole cache,
+        so that a right-padded prompt and ragged batches need nothing but the mask (S slots).
+        """
+
+        config = self.config
+        linear: dict[str, Any] = {
+            "dtype": self.compute.dtype,
+            "param_dtype": self.compute.param_dtype,
+            "kernel_init": nn.initializers.normal(config.initializer_range),
+        }
+
+        def project(name: str, heads: int) -> Array:
+            y = layers.Linear(
+                heads * config.head_dim,
+                axes=("embed", "heads" if name == "q" else "kv_heads"),
+                use_bias=name in self.bias,
+                name=f"{name}_proj",
+                **linear,
+            )(x)
+            return y.reshape(*x.shape[:2], heads, config.head_dim)
+
+        query = layers.apply_rope(project("q", config.num_heads), positions, config.rope_theta)
+        key = layers.apply_rope(project("k", config.num_kv_heads), positions, config.rope_theta)
+        value = project("v", config.num_kv_heads)
+        query, key, value = (checkpoint_name(x, "qkv") for x in (query, key, value))
+        if segment_ids is not None:
+            y = kernels.packed_attention(
+                query,
+                key,
+                value,
+                segment_ids,
+                causal=config.causal,
+                implementation=self.compute.attention,
+                max_segments=self.compute.max_segments,
+            )
+        elif cache is None:
+            y = layers.attention(query, key, value, mask)
+        else:
+            rows = jnp.arange(x.shape[0])[:, None, None]
+            heads = jnp.arange(config.num_kv_heads)[None, :, None]
+            slots = jnp.broadcast_to(positions, x.shape[:2])[:, None, :]
+            cache = (
+                cache[0].at[rows, heads, slots].set(key.swapaxes(1, 2).astype(cache[0].dtype)),
+                cache[1].at[rows, heads, slots].set(value.swapaxes(1, 2).astype(cache[1].dtype)),
+            )
+            y = layers.cached_attention(query, cache[0].astype(query.dtype), cache[1].astype(query.dtype), mask)
+        y = checkpoint_name(y, kernels.OUTPUT)
+        y = layers.Linear(
+            x.shape[-1],
+            axes=("heads", "embed"),
+            use_bias="out" in self.bias,
+            name="out_proj",
+            **linear,
+        )(y.reshape(*x.shape[:2], config.num_heads * config.head_dim))
+        return y, cache
+
+
 class Block(nn.Module):
     """One layer: attention and SwiGLU MLP, each behind an RMSNorm with a residual."""
 
@@ -67,28 +150,25 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Array, layer_cache: tuple[Array, Array] | None, positions: Array, mask: Array | None
+        self,
+        x: Array,
+        layer_cache: tuple[Array, Array] | None,
+        positions: Array,
+        mask: Array | None,
+        segment_ids: Array | None = None,
     ) -> tuple[Array, tuple[Array | None, tuple[Array, Array] | None]]:
         config, dtypes = self.config, {"dtype": self.compute.dtype, "param_dtype": self.compute.param_dtype}
         init = nn.initializers.normal(config.initializer_range)
         x = partition.constrain(x, (*self.row_axes, "activation_embed"))
 
         h = layers.Norm("RMSNorm", config.rms_norm_eps, name="input_norm", **dtypes)(x)
-        h, layer_cache = layers.Attention(
-            num_heads=config.num_heads,
-            num_kv_heads=config.num_kv_heads,
-            head_dim=config.head_dim,
-            rope_theta=config.rope_theta,
-            kernel_init=init,
-            implementation=self.compute.attention,
-            name="attention",
-            **dtypes,
-        )(h, positions, mask, layer_cache)
+        h, layer_cache = Attention(config, self.compute, name="attention")(h, positions, mask, segment_ids, layer_cache)
         x = x + h
 
         h = layers.Norm("RMSNorm", config.rms_norm_eps, name="post_attention_norm", **dtypes)(x)
         wide = {"features": config.intermediate_size, "axes": ("embed", "mlp"), "kernel_init": init, **dtypes}
-        h = nn.silu(layers.Linear(name="gate_proj", **wide)(h)) * layers.Linear(name="up_proj", **wide)(h)
+        gate, up = (checkpoint_name(layers.Linear(name=f"{name}_proj", **wide)(h), "mlp") for name in ("gate", "up"))
+        h = nn.silu(gate) * up
         h = layers.Linear(config.hidden_size, ("mlp", "embed"), kernel_init=init, name="down_proj", **dtypes)(h)
         x = x + h
         return x, (x if self.return_output else None, layer_cache)
@@ -122,10 +202,12 @@ class Transformer(nn.Module):
         Returns:
           (hidden [B, T, hidden_size] after the final norm, the updated cache, or the layers' outputs, or None).
         """
-        config = self.config
+        config, mask, packed = self.config, None, None
         if cache is not None:
             slots = jnp.arange(cache[0].shape[3])[None, :]
             mask = layers.attention_mask(positions, slots, causal=True)
+        elif not kernels.is_plain(self.compute.attention, x.shape[1]):
+            packed = jnp.ones(x.shape[:2], jnp.int32) if segment_ids is None else segment_ids
         else:
             # Inside a row, order is what counts: positions restart per segment, so it is the index that is compared.
             index = jnp.arange(x.shape[1])[None, :]
@@ -137,13 +219,13 @@ class Transformer(nn.Module):
             block,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(0, nn.broadcast, nn.broadcast),
+            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
             out_axes=0,
             length=config.num_layers,
             unroll=self.compute.unroll,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )(config, self.compute, return_layers, self.row_axes, name="layers")
-        x, (outputs, cache) = stack(x.astype(self.compute.dtype), cache, positions, mask)
+        x, (outputs, cache) = stack(x.astype(self.compute.dtype), cache, positions, mask, packed)
         x = layers.Norm(
             "RMSNorm", config.rms_norm_eps, self.compute.dtype, self.compute.param_dtype, name="final_norm"
         )(x)

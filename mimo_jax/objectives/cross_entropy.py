@@ -1,7 +1,7 @@
 """Cross entropy over a large vocabulary, without all logits at once and without one reduction per piece of them.
 
-The loss is a weighted sum with weights that are known beforehand, so its gradients are known up to one factor as soon as
-the logits are. They are computed in the forward pass, chunk by chunk: logits exist once, for one chunk of rows. Under a
+The loss is a weighted sum with weights that are known beforehand, so its gradients are known up to one factor as soon
+as the logits are. They are computed in the forward pass, chunk by chunk: logits exist once, for one chunk of rows. Under a
 mesh the head is gathered once before the chunks and its gradient, summed over them in float32, is reduced once after
 them; the compiler left alone does both in every chunk.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -52,7 +53,7 @@ def vocabulary_cross_entropy(
 
 def _forward(
     hidden: Array, kernel: Array, targets: Array, weights: Array, chunk: int
-) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+) -> tuple[tuple[Array, Array], tuple[Array | None, Array | None]]:
     total, nll, hidden_gradient, kernel_gradient = _run(hidden, kernel, targets, weights, chunk, with_gradients=True)
     return (total, nll), (hidden_gradient, kernel_gradient)
 
@@ -123,9 +124,9 @@ def _in_chunks(
         for x in (hidden, targets, weights)
     )
 
-    def step(by_kernel: Array | None, item: tuple[Array, Array, Array]) -> tuple[Array | None, tuple]:
+    def step(by_kernel: Any, item: tuple[Array, ...]) -> tuple[Any, tuple[Array, Array | None]]:
         nll, by_hidden, more = one(*item)
-        return (None if more is None else by_kernel + more), (nll, by_hidden)
+        return jax.tree.map(jnp.add, by_kernel, more), (nll, by_hidden)
 
     start = jnp.zeros(kernel.shape, jnp.float32) if with_gradients else None
     by_kernel, (nll, by_hidden) = jax.lax.scan(step, start, items)

@@ -80,7 +80,7 @@ class LanguageModelObjective:
 
     def losses(self, params: Params, batch: Batch, audio_losses: bool) -> Losses:
         """Cross entropies of one batch: text [B, T], audio [B, T, G, C], segment_ids, positions, loss_mask [B, T]."""
-        model, module = self.model, self.module
+        module = self.module
         text, audio = batch["text"].astype(jnp.int32), batch["audio"].astype(jnp.int32)
 
         def apply(*args, method):

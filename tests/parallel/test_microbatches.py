@@ -45,9 +45,7 @@ def test_gradients(count, capacity):
 
 def test_on_a_mesh():
     hardware = Hardware(data=2, fsdp=2)
-    whole, parts = (
-        run(h, metrics=FIGURES, steps=8) for h in (ONE, dataclasses.replace(hardware, microbatches=2))
-    )
+    whole, parts = (run(h, metrics=FIGURES, steps=8) for h in (ONE, dataclasses.replace(hardware, microbatches=2)))
     np.testing.assert_allclose(parts, whole, rtol=1e-4)
 
 
