@@ -12,7 +12,7 @@ import importlib.util  # noqa: F401  (gin uses it without importing it)
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +106,11 @@ def _one_line(error: BaseException) -> str:
 
 
 def run(
-    function: Callable[..., Any], more_files: Callable[[], Sequence[str]] = tuple, more_bindings: Sequence[str] = ()
+    function: Callable[..., Any],
+    more_files: Callable[[], Sequence[str]] = tuple,
+    more_bindings: Sequence[str] = (),
+    before: Callable[[], None] | None = None,
+    short: Mapping[str, str] | None = None,
 ) -> None:
     """Parses the command line and calls `function` with its gin bindings. Exits with code 2 on a user's mistake.
 
@@ -114,6 +118,8 @@ def run(
       function: called without arguments.
       more_files: gives gin files to be read after those of the command line, once flags are parsed.
       more_bindings: gin bindings to be read before those of the command line.
+      before: called once flags are parsed, before anything is configured.
+      short: flags that are short forms: {"flag": "MACRO"} makes --flag=value of --gin.MACRO=value.
     """
     from absl import app, flags
 
@@ -126,6 +132,8 @@ def run(
         if argv[1:]:
             raise UserError(f"unexpected argument {argv[1]!r}; every option starts with --")
         log_to_stderr()
+        if before is not None:
+            before()
         import gin
 
         files, bindings = [*flags.FLAGS.gin_file, *more_files()], [*more_bindings, *flags.FLAGS.gin_bindings]
@@ -133,11 +141,17 @@ def run(
         gin.get_configurable(function)()
 
     try:
-        arguments = rewrite_gin_arguments(sys.argv)
+        arguments = rewrite_gin_arguments(_in_full(sys.argv, short or {}))
         app.run(lambda argv: _guarded(main, argv), argv=arguments)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+def _in_full(argv: Sequence[str], short: Mapping[str, str]) -> list[str]:
+    full = {f"--{flag}": f"{_GIN_PREFIX}{macro}" for flag, macro in short.items()}
+    parts = [argument.partition("=") for argument in argv]
+    return [full.get(name, name) + separator + value for name, separator, value in parts]
 
 
 def log_to_stderr() -> None:

@@ -2,6 +2,8 @@
 
     python -m mimo_jax.train --gin_file=gin/runs/quickstart/joint.gin --gin.OUT=/tmp/quickstart
 
+On several hosts, start it on each: see `parallel.start`. `--profile=100:5` traces steps 100 to 104 for xprof.
+
 A run file names the objective (language model, audio tokenizer, recogniser), the data, the budget in tokens or steps,
 the optimiser's groups and the mesh. MODEL_DIR receives checkpoints, `config.gin`, `metrics.jsonl`, TensorBoard files.
 """
@@ -17,12 +19,14 @@ import gin
 import jax
 import numpy as np
 from flax import linen as nn
+from jax.experimental import multihost_utils
 
 from mimo_jax import cli
 from mimo_jax.objectives.base import Objective
 from mimo_jax.parallel import mesh as mesh_lib
+from mimo_jax.parallel import start
 from mimo_jax.training import loop, program, utilization, warm_start
-from mimo_jax.training.checkpoints import Checkpoints, Meta
+from mimo_jax.training.checkpoints import Checkpoints, Meta, stored_params
 from mimo_jax.training.evaluation import Evaluation, Hook
 from mimo_jax.training.guards import Guards
 from mimo_jax.training.metrics import MetricWriter
@@ -68,8 +72,8 @@ def train(
       intervals: steps between log lines, evaluations, checkpoints.
       init_from: where the parameters of a fresh start come from: MODEL_DIR of an earlier stage, or a folder in the
         released layout (config.json and safetensors files).
-      export: called as `export(objective, params, mutable)` once the budget is spent, e.g. an
-        `interop.exporters` function that writes the released layout.
+      export: called as `export(objective, params, mutable)` on the first process once the budget is spent, with
+        arrays of the last checkpoint that are read when they are used; an `interop.exporters` function, for example.
       seed: of initialisation and of everything random in a step.
       keep: which checkpoints are kept.
       guards: what is done about bad steps, and steps that do not end.
@@ -141,8 +145,17 @@ def train(
             ).run()
         checkpoints.close()
         if export is not None:
-            export(objective, state.params, state.mutable)
+            _export(export, objective, model_dir)
     return state
+
+
+def _export(export: Callable[[Objective, Any, Any], None], objective: Objective, model_dir: str) -> None:
+    """From the last checkpoint, array by array on the first process: no host holds the whole model."""
+    params, mutable, _ = stored_params(model_dir)
+    if jax.process_index() == 0:
+        export(objective, params, mutable)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("exported")
 
 
 def _global_shapes(batch: Mapping[str, np.ndarray]) -> dict[str, jax.ShapeDtypeStruct]:
@@ -167,4 +180,5 @@ if __name__ == "__main__":
     # gin binds the module's function, not the copy that `python -m` runs as __main__.
     from mimo_jax.train import train as configured_train
 
-    cli.run(configured_train)
+    start.define_flags()
+    cli.run(configured_train, before=start.connect_by_flags, short={"profile": "PROFILE"})

@@ -25,6 +25,7 @@ from mimo_jax.cli import UserError
 from mimo_jax.training import integrity
 from mimo_jax.training.host_memory import PeakMemory
 from mimo_jax.training.retention import Keep
+from mimo_jax.training.stored_array import StoredArray
 
 logger = logging.getLogger(__name__)
 
@@ -298,47 +299,10 @@ def _in_parts(array: Any) -> ocp.SaveArgs:
     return ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES, shard_axes=(0,) if stacked else ())
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class StoredArray:
-    """An array of a checkpoint, read when it is asked for, each time anew: `x[layer]`, or the whole by `np.asarray(x)`.
-
-    Orbax restores whole arrays only; its files are OCDBT with one zarr array a parameter, which tensorstore reads.
-    """
-
-    folder: Path
-    keys: tuple[str, ...]
-    shape: tuple[int, ...]
-    dtype: np.dtype
-
-    def _open(self) -> Any:
-        import tensorstore
-
-        base = {"driver": "file", "path": f"{self.folder}/"}
-        store = {"driver": "ocdbt", "base": base, "path": f"{'.'.join(self.keys)}/"}
-        return tensorstore.open({"driver": "zarr", "kvstore": store}, read=True).result()
-
-    def __getitem__(self, index: int) -> np.ndarray:
-        """One entry of the first axis."""
-        return self._open()[index].read().result()
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        """The whole array on the host."""
-        del copy  # never a view of anything
-        store = self._open()
-        whole = np.empty(self.shape, dtype or self.dtype)
-        steps = store.chunk_layout.read_chunk.shape
-        starts = [range(0, size, step) for size, step in zip(self.shape, steps, strict=True)]
-        for corner in itertools.product(*starts):  # part by part: the reader holds what it unpacks a second time
-            part = tuple(
-                slice(start, min(start + step, size))
-                for start, step, size in zip(corner, steps, self.shape, strict=True)
-            )
-            whole[part] = store[part].read().result()
-        return whole
-
-
 def stored_params(model_dir: str | Path) -> tuple[Any, Any, Meta]:
     """(params, mutable, meta) of a run's newest checkpoint, with a `StoredArray` for each array: nothing is read yet.
+
+    In a run of several processes each calls it.
 
     Raises:
       UserError: no checkpoint there.
@@ -383,7 +347,7 @@ def _newest(model_dir: str | Path) -> tuple[Path, dict[str, Any], Meta]:
         raise UserError(f"{model_dir}: no checkpoint in it; train this stage first, or correct the path")
     path = Path(model_dir).absolute() / FOLDER / str(step)
     try:
-        damage = integrity.find_damage(path)
+        damage = _first_of_all(integrity.find_damage(path, jax.process_index(), jax.process_count()))
         if damage is not None:
             raise OSError(damage)
         meta = _read_meta(path)

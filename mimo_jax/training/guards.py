@@ -110,7 +110,7 @@ def save_batch(model_dir: str | Path, data_step: int, batch: dict[str, np.ndarra
     """Writes this process's rows of a batch to `bad_batch_<data step>_<process>.npz`; the path."""
     path = Path(model_dir) / f"bad_batch_{data_step}_{jax.process_index()}.npz"
     with replacing(path) as partial, partial.open("wb") as file:
-        np.savez_compressed(file, **batch)
+        np.savez_compressed(file, allow_pickle=False, **batch)
     return path
 
 

@@ -224,8 +224,8 @@ class Loop:
             sys.exit(EXIT_PREEMPTED)
         interval = self.intervals.checkpoint
         self._saving_due |= bool(interval) and self.meta.step % interval == 0
-        # In the midst of skipped updates there is nothing to save, and the way back is to lead before them.
-        if self._saving_due and not self._last_was_skipped():
+        # The way back is to lead before skipped updates: while some have not been looked at, a save waits.
+        if self._saving_due and not self._skips_pending():
             self._save()
 
     def _evaluation_due(self) -> bool:
@@ -254,10 +254,9 @@ class Loop:
         self._writer.write(step.step, values)
         self._display.update(step.step, step.progress, values)
 
-    def _last_was_skipped(self) -> bool:
+    def _skips_pending(self) -> bool:
         self._fetch(self._pending)
-        before = self._pending[-2].metrics["skipped"] if len(self._pending) > 1 else self._monitor.skipped
-        return self._pending[-1].metrics["skipped"] > before
+        return self._pending[-1].metrics["skipped"] > self._monitor.skipped
 
     def _look(self, leave: int) -> Verdict:
         """Looks at the steps under way but the last `leave`; ends at the first with a verdict."""
@@ -276,6 +275,8 @@ class Loop:
         return Verdict.FINE
 
     def _go_back_or_stop(self, verdict: Verdict) -> None:
+        self._watchdog.pause()
+        self.checkpoints.wait()
         if verdict is Verdict.IN_ROW and self.meta.rollbacks < self.guards.rollbacks and self._go_back():
             return
         bad = self._looked_at.data_step
@@ -295,8 +296,6 @@ class Loop:
 
     def _go_back(self) -> bool:
         """To the last checkpoint; the data since are passed over. False without a checkpoint."""
-        self._watchdog.pause()
-        self.checkpoints.wait()
         self.profiler.close()
         restored = self.checkpoints.restore_latest(self.abstract_state)
         if restored is None:

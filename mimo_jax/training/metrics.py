@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TextIO
@@ -48,14 +49,14 @@ class MetricWriter:
         write_text(self._path, "".join(line + "\n" for line in kept))
 
     def write(self, step: int, values: Mapping[str, float | int | str]) -> None:
-        """One record; strings go to the JSONL file only."""
+        """One record; strings and what is not finite go to the JSONL file only."""
         if self._file is None:
             return
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         self._file.flush()
         if self._tensorboard is not None:
             for name, value in values.items():
-                if not isinstance(value, str):
+                if not isinstance(value, str) and math.isfinite(value):
                     self._tensorboard.add_scalar(name, value, step)
 
     def close(self) -> None:

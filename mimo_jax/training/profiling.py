@@ -21,24 +21,38 @@ class Profile:
     """Windows of steps that are traced into `MODEL_DIR/plugins/profile`.
 
     Attributes:
-      windows: (first step, number of steps) of each, ascending; the first steps of a process compile and tell little.
+      windows: "first step:number of steps" of each, such as "100:5,2000:5", ascending; or pairs of numbers. The first
+        steps of a process compile and tell little.
     """
 
-    windows: Sequence[tuple[int, int]] = ()
+    windows: str | Sequence[tuple[int, int]] = ()
 
     def __post_init__(self) -> None:
         end = -1
-        for first, count in self.windows:
+        for first, count in self.steps():
             if first < end or count < 1:
-                raise UserError(f"Profile.windows = {self.windows}: write ((first, count), ...), ascending and apart")
+                raise self._mistake()
             end = first + count
+
+    def steps(self) -> list[tuple[int, int]]:
+        """(first step, number of steps) of each window."""
+        try:
+            if isinstance(self.windows, str):
+                pairs = [window.split(":") for window in self.windows.split(",") if window]
+                return [(int(first), int(count)) for first, count in pairs]
+            return [(int(first), int(count)) for first, count in self.windows]
+        except (ValueError, TypeError) as error:
+            raise self._mistake() from error
+
+    def _mistake(self) -> UserError:
+        return UserError(f"Profile.windows = {self.windows!r}: write 'FIRST:COUNT,FIRST:COUNT', ascending and apart")
 
 
 class Profiler:
     """Starts and ends the traces of a run."""
 
     def __init__(self, model_dir: str | Path, profile: Profile):
-        self._folder, self._windows = str(model_dir), profile.windows
+        self._folder, self._windows = str(model_dir), profile.steps()
         self._end: int | None = None
 
     def step(self, number: int) -> contextlib.AbstractContextManager[Any]:

@@ -1,51 +1,117 @@
-"""Starting a stage from the parameters of an earlier one."""
+"""Starting a stage from parameters that are there: of an earlier stage, or of a folder in the released layout."""
 
 from __future__ import annotations
 
+import concurrent.futures
+import dataclasses
 import logging
+from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from flax import traverse_util
 
 from mimo_jax.cli import UserError
 from mimo_jax.objectives.base import Objective
-from mimo_jax.training.checkpoints import load_params
+from mimo_jax.training.checkpoints import stored_params
 from mimo_jax.training.state import TrainState
 
 logger = logging.getLogger(__name__)
 
+_READERS = 4
+"""Arrays that are read at a time, by each process."""
 
-def apply(objective: Objective, state: TrainState, model_dir: str, abstract: TrainState) -> TrainState:
-    """`state` with the parameters (and non-gradient state) of the run in `model_dir`.
 
-    An objective whose trees differ from the source's brings its own mapping as a method
-    `warm_start(params, mutable, source_params, source_mutable) -> (params, mutable)`; otherwise arrays are taken by
-    name and every parameter must be found.
+def apply(objective: Objective, state: TrainState, source: str, abstract: TrainState) -> TrainState:
+    """`state` with the parameters (and non-gradient state) of `source`; the optimiser's state is as it was.
+
+    Every process reads its own shards, array by array. An objective whose trees differ from the source's brings its
+    own mapping as a method `warm_start(params, mutable, source_params, source_mutable) -> (params, mutable)`, which
+    gets whole arrays on the host; otherwise arrays are taken by name and every parameter must be found.
+
+    Args:
+      objective: of this stage.
+      state: fresh; its parameters' memory is given back before others take their place.
+      source: MODEL_DIR of a run, or a folder in the released layout.
+      abstract: shapes, dtypes and shardings of the state.
 
     Raises:
-      UserError: no checkpoint, or a parameter that is missing or has another shape there.
+      UserError: nothing to start from, another configuration, or a parameter that is missing or has another shape.
     """
-    source_params, source_mutable, meta = load_params(model_dir)
+    released = (Path(source) / "config.json").is_file()
+    found_params, found_mutable = _released(objective, source) if released else stored_params(source)[:2]
     mapping = getattr(objective, "warm_start", None)
     if mapping is not None:
-        params, mutable = mapping(state.params, state.mutable, source_params, source_mutable)
+        given = jax.tree.map(np.asarray, (found_params, found_mutable))
+        params, mutable = mapping(state.params, state.mutable, *given)
+        params = jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), params, abstract.params)
+        mutable = jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), mutable, abstract.mutable)
     else:
-        params = _by_name(state.params, source_params, model_dir)
-        mutable = _by_name(state.mutable, source_mutable, model_dir) if source_mutable else state.mutable
-    logger.info("started from %s, step %d", model_dir, meta.step)
-    shardings = jax.tree.map(lambda array: array.sharding, abstract)
-    return state.replace(
-        params=jax.device_put(params, shardings.params), mutable=jax.device_put(mutable, shardings.mutable)
-    )
+        wanted_params = _by_name(abstract.params, found_params, source)
+        wanted_mutable = _by_name(abstract.mutable, found_mutable, source) if found_mutable else {}
+        jax.tree.map(lambda array: array.delete(), state.params)
+        params = _read(wanted_params, abstract.params)
+        mutable = _read(wanted_mutable, abstract.mutable) if found_mutable else state.mutable
+    logger.info("parameters of %s", source)
+    return state.replace(params=params, mutable=mutable)
 
 
-def _by_name(target: Any, source: Any, model_dir: str) -> Any:
+def _by_name(target: Any, source: Any, name_of_source: str) -> Any:
     wanted = traverse_util.flatten_dict(target, sep="/")
     found = traverse_util.flatten_dict(source, sep="/")
     for name, array in wanted.items():
         if name not in found:
-            raise UserError(f"{model_dir}: its checkpoint has no {name}; init_from must be a run of the same model")
+            raise UserError(f"{name_of_source} has no {name}; init_from must be a run or folder of the same model")
         if found[name].shape != array.shape:
-            raise UserError(f"{model_dir}: {name} has shape {found[name].shape}, this run needs {array.shape}")
+            raise UserError(f"{name_of_source}: {name} has shape {found[name].shape}, this run needs {array.shape}")
     return traverse_util.unflatten_dict({name: found[name] for name in wanted}, sep="/")
+
+
+def _read(stored: Any, abstract: Any) -> Any:
+    """Stored arrays (with `part`) into shards and dtypes of `abstract`."""
+    with concurrent.futures.ThreadPoolExecutor(_READERS) as threads:
+        reading = jax.tree.map(lambda like, array: threads.submit(_read_array, array, like), abstract, stored)
+        return jax.tree.map(lambda future: future.result(), reading)
+
+
+def _read_array(stored: Any, like: jax.ShapeDtypeStruct) -> jax.Array:
+    parts: dict[str, np.ndarray] = {}  # copies on several devices are read once
+
+    def part(index: tuple[slice, ...] | None) -> np.ndarray:
+        index = index or (slice(None),) * len(like.shape)
+        if str(index) not in parts:
+            parts[str(index)] = np.asarray(stored.part(index)).astype(like.dtype, copy=False)
+        return parts[str(index)]
+
+    return jax.make_array_from_callback(like.shape, like.sharding, part)
+
+
+def _released(objective: Any, folder: str) -> tuple[Any, Any]:
+    """(params, mutable) of a folder in the released layout, nothing read yet."""
+    from mimo_jax.interop import configs, hf
+
+    kind = configs.kind_of(configs.read_config(folder))
+    if kind == "tokenizer":
+        tokenizer, variables = hf.load_tokenizer(folder, lazily=True)
+        _compare(tokenizer, getattr(objective, "config", None), folder)
+        return {"tokenizer": variables.pop("params")}, variables
+    model = getattr(objective, "model", None)
+    if kind != "lm":
+        raise UserError(
+            f"{folder}: a plain language model; make a whole model of it first: python -m mimo_jax.convert import "
+            f"--weights={folder} --audio_config=FOLDER --out=DIR, then init_from DIR"
+        )
+    config, params = hf.load_lm(folder, empty_token_id=getattr(model, "empty_token_id", None), lazily=True)
+    _compare(config, model, folder)
+    return params, {}
+
+
+def _compare(theirs: Any, ours: Any, folder: str) -> None:
+    if type(theirs) is not type(ours):
+        raise UserError(f"{folder} holds a {type(theirs).__name__}, this stage trains a {type(ours).__name__}")
+    names = [field.name for field in dataclasses.fields(theirs) if field.name != "initializer_range"]
+    wrong = [name for name in names if getattr(theirs, name) != getattr(ours, name)]
+    if wrong:
+        lines = ", ".join(f"{name} = {getattr(theirs, name)} (this run: {getattr(ours, name)})" for name in wrong)
+        raise UserError(f"{folder} is another model than this run's: {lines}; choose the model's gin file to match")

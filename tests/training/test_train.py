@@ -144,18 +144,6 @@ def test_frozen_parameters_stay_and_have_no_moments(tmp_path):
     assert any("lm_head" in name for name in moments)
 
 
-def test_warm_start_takes_parameters_by_name_and_refuses_another_shape(whole, tmp_path):
-    state = run(tmp_path / "a", init_from=str(whole[0]), optimizer=Optimizer(groups=(Group(".*", 1e-30),)), steps=1)
-    same(state.params, whole[1].params, rtol=1e-6)
-    import dataclasses
-
-    other = LanguageModelObjective(model=dataclasses.replace(tiny_model(), vocab_size=40))
-    with pytest.raises(UserError, match="embed_tokens has shape"):
-        run(tmp_path / "b", init_from=str(whole[0]), objective=other)
-    with pytest.raises(UserError, match="no checkpoint"):
-        run(tmp_path / "c", init_from=str(tmp_path / "nowhere"))
-
-
 def test_load_params_reads_only_the_model(whole):
     params, mutable, meta = load_params(whole[0])
     same(params, whole[1].params)
