@@ -1,9 +1,9 @@
 """Cross entropy over a large vocabulary, without all logits at once and without one reduction per piece of them.
 
 The loss is a weighted sum with weights that are known beforehand, so its gradients are known up to one factor as soon
-as the logits are. They are computed in the forward pass, chunk by chunk: logits exist once, for one chunk of rows. Under a
-mesh the head is gathered once before the chunks and its gradient, summed over them in float32, is reduced once after
-them; the compiler left alone does both in every chunk.
+as the logits are. They are computed in the forward pass, chunk by chunk: logits exist once, for one chunk of rows.
+Under a mesh the head is gathered once before the chunks and its gradient, summed over them in float32, is reduced once
+after them; the compiler left alone does both in every chunk.
 """
 
 from __future__ import annotations

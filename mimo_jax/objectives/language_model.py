@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from mimo_jax.models import layers, patches
+from mimo_jax.models import kernels, layers, patches
 from mimo_jax.models.mimo_audio import MimoAudio, MimoAudioConfig
 from mimo_jax.models.transformer import Compute
 from mimo_jax.objectives.base import Batch, Metrics, Mutable, Params
@@ -130,6 +130,9 @@ class LanguageModelObjective:
         losses = self.losses(params, batch, self.trains_audio)
         text_loss = losses.text_sum / (totals["text_weight"] + 1e-8)
         metrics = {"text_loss": text_loss, "patch_overflow": losses.overflow}
+        if self.compute.attention == "cudnn":
+            # Segments without room would see one another in silence.
+            metrics["segment_overflow"] = kernels.segments_beyond(batch["segment_ids"], self.compute.max_segments)
         total = text_loss
         if losses.audio_nll is not None:
             frames = jnp.maximum(totals["patches"] * self.model.group_size, 1)

@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from mimo_jax.models import layers
+from mimo_jax.models import kernels, layers
 from mimo_jax.objectives.base import Objective
 from mimo_jax.parallel import mesh as mesh_lib
 from mimo_jax.training.microbatches import gradient_function
 from mimo_jax.training.optimizer import Optimizer
 from mimo_jax.training.state import TrainState, make_train_step, new_state
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +74,7 @@ def build(
     """
     rows = next(iter(batch.values())).shape[0]
     mesh_lib.check_batch(mesh, rows, hardware.microbatches)
+    objective = with_kernels(objective, mesh)
     # The key is made inside: devices of a topology can compute nothing.
     params, mutable = jax.eval_shape(lambda batch: objective.init(jax.random.key(seed), batch), dict(batch))
     transformation = optimizer.build(layers.unbox(params))
@@ -92,6 +96,18 @@ def build(
         train_step=jax.jit(step, donate_argnums=0, out_shardings=(shardings, None)),
         evaluate=jax.jit(objective.evaluate),
     )
+
+
+def with_kernels(objective: Objective, mesh: Mesh) -> Objective:
+    """The objective with `Compute.attention = "auto"` replaced by the kernel for the mesh's devices."""
+    compute = getattr(objective, "compute", None)
+    if compute is None or compute.attention != "auto":
+        return objective
+    platform = mesh.devices.flat[0].platform
+    attention = kernels.for_platform(platform)
+    logger.info("attention on %s: %s", platform, attention)
+    changed: Any = dataclasses.replace(objective, compute=dataclasses.replace(compute, attention=attention))  # type: ignore[type-var]
+    return changed
 
 
 def _placed(shapes: Any, shardings: Any) -> Any:
