@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -37,13 +37,34 @@ class Group:
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-    """AdamW over groups. The groups must cover every parameter and each must match at least one."""
+    """AdamW, or Adafactor's second moment, over groups. They must cover every parameter and each match at least one.
+
+    Attributes:
+      groups: patterns with rates.
+      schedule: factor of all rates over the budget.
+      algorithm: "adamw"; or "adafactor" (arXiv 1804.04235): of a matrix's squared gradients only the means of rows and
+        columns are kept, and no first moment, so that the state is small. Rates, decay and groups mean the same.
+      b1, b2, eps: of Adam.
+      first_moment_dtype: of Adam's first moment, "bfloat16" halves it; None = the parameters'.
+      clip: bound of the global gradient norm over all groups that learn, before those of the groups; None = unbounded.
+      average: decay of a moving average of the parameters (`averaged_params`); None keeps none.
+    """
 
     groups: Sequence[Group] = (Group(".*", 1e-3),)
     schedule: Schedule = Schedule()
+    algorithm: str = "adamw"
     b1: float = 0.9
     b2: float = 0.95
     eps: float = 1e-8
+    first_moment_dtype: str | None = None
+    clip: float | None = None
+    average: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.algorithm not in ("adamw", "adafactor"):
+            raise UserError(f"Optimizer.algorithm = {self.algorithm!r}: use 'adamw' or 'adafactor'")
+        if self.average is not None and not 0 < self.average < 1:
+            raise UserError(f"Optimizer.average = {self.average}: a decay lies between 0 and 1, such as 0.9999")
 
     def labels(self, params: Any) -> Any:
         """Tree of group labels. Raises UserError for an uncovered parameter or a group that matches nothing."""
@@ -67,13 +88,77 @@ class Optimizer:
             if group.learning_rate:
                 transforms[f"group_{index}"] = optax.chain(
                     optax.clip_by_global_norm(group.clip) if group.clip else optax.identity(),
-                    optax.scale_by_adam(self.b1, self.b2, self.eps),
+                    self._scale(),
                     optax.add_decayed_weights(group.weight_decay, mask=decay_mask)
                     if group.weight_decay
                     else optax.identity(),
                     _scale_by_schedule(group.learning_rate, self.schedule),
                 )
-        return optax.with_extra_args_support(optax.multi_transform(transforms, self.labels(params)))
+        labels = self.labels(params)
+        by_group = optax.with_extra_args_support(optax.multi_transform(transforms, labels))
+        bounded = _clipped(by_group, labels, self.clip) if self.clip else by_group
+        return _averaging(bounded, self.average) if self.average else bounded
+
+    def _scale(self) -> optax.GradientTransformation:
+        if self.algorithm == "adafactor":
+            return optax.chain(optax.scale_by_factored_rms(decay_rate=0.8, epsilon=1e-30), optax.clip_by_block_rms(1.0))
+        return optax.scale_by_adam(self.b1, self.b2, self.eps, mu_dtype=self.first_moment_dtype)
+
+
+def _clipped(
+    inner: optax.GradientTransformationExtraArgs, labels: Any, bound: float
+) -> optax.GradientTransformationExtraArgs:
+    """`inner` behind a bound of the norm of all gradients but those of frozen parameters."""
+
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+        learning = [
+            g for g, label in zip(jax.tree.leaves(updates), jax.tree.leaves(labels), strict=True) if label != FROZEN
+        ]
+        factor = jnp.minimum(1.0, bound / jnp.maximum(global_norm(learning), 1e-30))
+        return inner.update(jax.tree.map(lambda g: (g * factor).astype(g.dtype), updates), state, params, **extra)
+
+    return optax.GradientTransformationExtraArgs(inner.init, update)
+
+
+class AverageState(NamedTuple):
+    """Moving average of the parameters, beside the state of the optimiser.
+
+    Attributes:
+      average: float32 sum of decay^age * (1 - decay) * parameters: begins with zeros, so that a warm start after the
+        state was made changes nothing; `averaged_params` corrects for what is missing.
+      missing: float32 [], decay^updates, the weight that is still missing.
+      inner: state of the optimiser.
+    """
+
+    average: Any
+    missing: jax.Array
+    inner: Any
+
+
+def _averaging(inner: optax.GradientTransformationExtraArgs, decay: float) -> optax.GradientTransformationExtraArgs:
+    def init(params: Any) -> AverageState:
+        zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
+        return AverageState(zeros, jnp.ones((), jnp.float32), inner.init(params))
+
+    def update(updates: Any, state: AverageState, params: Any = None, **extra: Any) -> tuple[Any, AverageState]:
+        updates, inner_state = inner.update(updates, state.inner, params, **extra)
+        after = optax.apply_updates(params, updates)
+        average = jax.tree.map(lambda a, p: decay * a + (1 - decay) * p.astype(a.dtype), state.average, after)
+        return updates, AverageState(average, state.missing * decay, inner_state)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def averaged_params(params: Any, opt_state: Any) -> Any:
+    """The moving average in the parameters' dtypes; `params` themselves without one or before the first update."""
+    if not isinstance(opt_state, AverageState):
+        return params
+    weight = 1 - opt_state.missing
+    return jax.tree.map(
+        lambda p, a: jnp.where(weight > 0, (a / jnp.maximum(weight, 1e-30)).astype(p.dtype), p),
+        params,
+        opt_state.average,
+    )
 
 
 def decay_mask(params: Any) -> Any:

@@ -13,7 +13,7 @@ from flax import struct
 from mimo_jax.models import layers
 from mimo_jax.objectives.base import Batch, Objective
 from mimo_jax.training.microbatches import GradientFunction, gradient_function
-from mimo_jax.training.optimizer import global_norm
+from mimo_jax.training.optimizer import averaged_params, global_norm
 
 
 class TrainState(struct.PyTreeNode):
@@ -32,6 +32,11 @@ class TrainState(struct.PyTreeNode):
     mutable: Any
     opt_state: Any
     skipped: jax.Array
+
+    @property
+    def evaluated_params(self) -> Any:
+        """What to evaluate and export: the moving average of the parameters if the optimiser keeps one."""
+        return averaged_params(self.params, self.opt_state)
 
 
 def new_state(params: Any, mutable: Any, transformation: optax.GradientTransformation) -> TrainState:
