@@ -26,7 +26,7 @@ from typing import Any
 from mimo_jax.cli import UserError, log_to_stderr
 from mimo_jax.processes import die_with_parent
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("mimo_jax.pretrain")  # `python -m` would name it __main__
 
 
 @dataclasses.dataclass(frozen=True)

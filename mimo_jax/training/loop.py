@@ -30,7 +30,7 @@ from mimo_jax.training.progress import Display, Flops, Speed
 from mimo_jax.training.retention import Keep
 from mimo_jax.training.schedule import Budget
 from mimo_jax.training.state import TrainState
-from mimo_jax.training.stopping import StopRequest
+from mimo_jax.training.stopping import MaintenanceNotice, StopRequest
 from mimo_jax.training.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
@@ -154,6 +154,7 @@ class Loop:
             contextlib.closing(self),
             self._watchdog,
             StopRequest() as stop,
+            MaintenanceNotice(),
             contextlib.closing(reading) as batches,
         ):
             while True:

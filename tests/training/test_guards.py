@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import http.server
 import logging
 import math
+import threading
 import time
 from pathlib import Path
 
@@ -13,7 +15,7 @@ import pytest
 
 from mimo_jax import replay
 from mimo_jax.cli import EXIT_PREEMPTED, UserError
-from mimo_jax.training import loop
+from mimo_jax.training import loop, stopping
 from mimo_jax.training.checkpoints import latest_step, load_meta, load_params
 from mimo_jax.training.guards import Guards, Monitor, Verdict
 from mimo_jax.training.metrics import read_metrics
@@ -210,3 +212,38 @@ def test_a_step_that_hangs_is_noticed(tmp_path, caplog):
     assert "no step for" in caplog.text
     assert "batch" in (tmp_path / "stacks_0.txt").read_text()
     assert jax.process_count() == 1
+
+
+def test_a_notice_of_maintenance_stops_the_run(tmp_path, monkeypatch):
+    """Only one that was not there from the start."""
+    answers = {"maintenance-event": "NONE", "preempted": "FALSE"}
+
+    class Metadata(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            assert self.headers["Metadata-Flavor"] == "Google"
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(answers[self.path.rpartition("/")[2]].encode())
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("localhost", 0), Metadata)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv(stopping.METADATA_HOST, f"localhost:{server.server_port}")
+
+    class Noticed(Vectors):
+        def batch(self, step):
+            time.sleep(0.02)
+            if step == 10:
+                answers["maintenance-event"] = "TERMINATE_ON_HOST_MAINTENANCE"
+            return super().batch(step)
+
+    monkeypatch.setattr(loop, "MaintenanceNotice", lambda: stopping.MaintenanceNotice(seconds=0.05))
+    with pytest.raises(SystemExit) as end:
+        run(tmp_path, Noticed(), steps=300)
+    assert end.value.code == EXIT_PREEMPTED
+    assert 0 < latest_step(tmp_path) < 300
+    final = run(tmp_path / "b", Noticed(), steps=20)
+    assert final[".step"] == 20
+    server.shutdown()

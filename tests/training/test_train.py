@@ -116,7 +116,14 @@ def test_finished_run_is_not_trained_again(whole):
     assert (folder / "metrics.jsonl").read_text() == before
 
 
-@pytest.mark.parametrize("hardware", [ONE_DEVICE, Hardware(data=2, fsdp=2, tensor=2), Hardware(data=-1, sequence=2)])
+@pytest.mark.parametrize(
+    "hardware",
+    [
+        ONE_DEVICE,
+        pytest.param(Hardware(data=2, fsdp=2, tensor=2), marks=pytest.mark.slow),
+        pytest.param(Hardware(data=-1, sequence=2), marks=pytest.mark.slow),
+    ],
+)
 def test_any_mesh_gives_the_same_result(whole, tmp_path, hardware):
     devices = jax.devices()[:1] if hardware is ONE_DEVICE else jax.devices()
 
