@@ -14,12 +14,25 @@ STEPS = 20
 ONE = mesh_lib.Hardware(data=1)
 
 
+class Rows:
+    """The rows of one of several processes."""
+
+    def __init__(self, index, count):
+        self.index, self.count, self.source = index, count, SyntheticSource(rows=8, length=16)
+
+    def batch(self, step):
+        rows = 8 // self.count
+        return {name: x[self.index * rows :][:rows] for name, x in self.source.batch(step).items()}
+
+
 def language_model(**changes):
     return LanguageModelObjective(tiny_model(), **changes)
 
 
 def shapes(batch):
-    return {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in batch.items()}
+    """Of the global batch."""
+    count = jax.process_count()
+    return {name: jax.ShapeDtypeStruct((x.shape[0] * count, *x.shape[1:]), x.dtype) for name, x in batch.items()}
 
 
 def run(hardware, objective=None, source=None, optimizer=None, steps=STEPS, metrics=("loss",)):
