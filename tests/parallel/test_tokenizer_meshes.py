@@ -17,7 +17,8 @@ OPTIMIZER = Optimizer((Group(".*", 1e-3),))
 
 class Tones:
     def batch(self, step):
-        return batch(step, size=8)
+        halves = batch(2 * step), batch(2 * step + 1)
+        return {name: np.concatenate([half[name] for half in halves]) for name in halves[0]}
 
 
 @functools.cache
