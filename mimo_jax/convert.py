@@ -249,7 +249,7 @@ def _trained(model_dir: str) -> tuple[str, Any, Any]:
     from mimo_jax.train import train
     from mimo_jax.training.checkpoints import stored_params
 
-    params, mutable, meta = stored_params(model_dir)
+    params, mutable, meta = stored_params(model_dir, averaged=True)
     if meta.model is not None:  # imported
         if configs.kind_of(meta.model) == "tokenizer":
             config = configs.tokenizer_config(meta.model, model_dir)

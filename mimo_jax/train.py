@@ -151,7 +151,7 @@ def train(
 
 def _export(export: Callable[[Objective, Any, Any], None], objective: Objective, model_dir: str) -> None:
     """From the last checkpoint, array by array on the first process: no host holds the whole model."""
-    params, mutable, _ = stored_params(model_dir)
+    params, mutable, _ = stored_params(model_dir, averaged=True)
     if jax.process_index() == 0:
         export(objective, params, mutable)
     if jax.process_count() > 1:

@@ -299,23 +299,34 @@ def _in_parts(array: Any) -> ocp.SaveArgs:
     return ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES, shard_axes=(0,) if stacked else ())
 
 
-def stored_params(model_dir: str | Path) -> tuple[Any, Any, Meta]:
+def stored_params(model_dir: str | Path, averaged: bool = False) -> tuple[Any, Any, Meta]:
     """(params, mutable, meta) of a run's newest checkpoint, with a `StoredArray` for each array: nothing is read yet.
 
     In a run of several processes each calls it.
 
+    Args:
+      model_dir: of the run.
+      averaged: give the moving average of the parameters where the optimiser kept one.
+
     Raises:
       UserError: no checkpoint there.
     """
-    path, stored, meta = _newest(model_dir)
+    path, stored, meta = _newest(model_dir, ("params", "mutable", "opt_state"))
 
-    def lazily(keys: tuple[str, ...], tree: Any) -> Any:
+    def lazily(keys: tuple[str, ...], tree: Any, like: Any, scale: float) -> Any:
         if isinstance(tree, dict):
-            return {key: lazily((*keys, key), value) for key, value in tree.items()}
-        return StoredArray(path, keys, tuple(tree.shape), np.dtype(tree.dtype))
+            return {key: lazily((*keys, key), value, like[key], scale) for key, value in tree.items()}
+        return StoredArray(path, keys, tuple(tree.shape), np.dtype(like.dtype), scale)
 
-    trees = {name: lazily((name,), tree) for name, tree in stored.items()}
-    return trees["params"], trees.get("mutable") or {}, meta
+    params, mutable = stored["params"], stored.get("mutable") or {}
+    keys, tree, scale = ("params",), params, 1.0
+    optimizer = stored.get("opt_state")
+    if averaged and isinstance(optimizer, dict) and "average" in optimizer:  # optimizer.AverageState
+        missing = lazily(("opt_state", "missing"), optimizer["missing"], optimizer["missing"], 1.0)
+        weight = 1.0 - float(np.asarray(missing))
+        if weight > 0:
+            keys, tree, scale = ("opt_state", "average"), optimizer["average"], 1.0 / weight
+    return lazily(keys, tree, params, scale), lazily(("mutable",), mutable, mutable, 1.0), meta
 
 
 def load_params(model_dir: str | Path) -> tuple[Any, Any, Meta]:
@@ -340,8 +351,8 @@ def load_params(model_dir: str | Path) -> tuple[Any, Any, Meta]:
     return restored["params"], restored.get("mutable") or {}, meta
 
 
-def _newest(model_dir: str | Path) -> tuple[Path, dict[str, Any], Meta]:
-    """(folder of the state, its trees params and mutable as metadata, meta) of the newest checkpoint."""
+def _newest(model_dir: str | Path, parts: Sequence[str] = ("params", "mutable")) -> tuple[Path, dict[str, Any], Meta]:
+    """(folder of the state, the named parts of its tree as metadata, meta) of the newest checkpoint."""
     step = latest_step(model_dir)
     if step is None:
         raise UserError(f"{model_dir}: no checkpoint in it; train this stage first, or correct the path")
@@ -355,4 +366,4 @@ def _newest(model_dir: str | Path) -> tuple[Path, dict[str, Any], Meta]:
             stored = reader.metadata(path / "state").item_metadata.tree
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: damaged ({error}); move it away to use the checkpoint before it") from error
-    return path / "state", {name: stored[name] for name in ("params", "mutable") if stored.get(name)}, meta
+    return path / "state", {name: stored[name] for name in parts if stored.get(name)}, meta

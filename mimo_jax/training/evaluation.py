@@ -35,15 +35,16 @@ class Evaluation:
     def __call__(self, state: TrainState) -> dict[str, float]:
         """Metric `m` of source `s` as `s/m`, then what the hooks give; {} without sources and hooks."""
         results: dict[str, float] = {}
+        params = state.evaluated_params
         for name, source in self._sources.items():
             sums: dict[str, float] = collections.defaultdict(float)
             counts: dict[str, float] = collections.defaultdict(float)
             for step in range(self._batches):
                 batch = mesh_lib.put_batch(source.batch(step), self._mesh)
-                for key, (total, count) in jax.device_get(self._evaluate(state.params, state.mutable, batch)).items():
+                for key, (total, count) in jax.device_get(self._evaluate(params, state.mutable, batch)).items():
                     sums[key] += float(np.sum(total))
                     counts[key] += float(np.sum(count))
             results |= {f"{name}/{key}": sums[key] / counts[key] for key in sums if counts[key] > 0}
         for hook in self._hooks:
-            results |= hook(state.params, state.mutable)
+            results |= hook(params, state.mutable)
         return results

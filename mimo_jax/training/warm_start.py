@@ -45,8 +45,11 @@ def apply(objective: Objective, state: TrainState, source: str, abstract: TrainS
     if mapping is not None:
         given = jax.tree.map(np.asarray, (found_params, found_mutable))
         params, mutable = mapping(state.params, state.mutable, *given)
-        params = jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), params, abstract.params)
-        mutable = jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), mutable, abstract.mutable)
+        params, mutable = jax.tree.map(
+            lambda x, like: jax.device_put(x.astype(like.dtype), like.sharding),
+            (params, mutable),
+            (abstract.params, abstract.mutable),
+        )
     else:
         wanted_params = _by_name(abstract.params, found_params, source)
         wanted_mutable = _by_name(abstract.mutable, found_mutable, source) if found_mutable else {}

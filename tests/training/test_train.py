@@ -17,11 +17,11 @@ from mimo_jax.objectives.language_model import LanguageModelObjective
 from mimo_jax.parallel.mesh import Hardware
 from mimo_jax.train import train
 from mimo_jax.training import loop
-from mimo_jax.training.checkpoints import FOLDER, latest_step, load_params
+from mimo_jax.training.checkpoints import FOLDER, latest_step, load_params, stored_params
 from mimo_jax.training.metrics import read_metrics
 from mimo_jax.training.optimizer import Group, Optimizer
 from mimo_jax.training.schedule import Budget, Schedule
-from tests.training.synthetic import SyntheticSource, tiny_model
+from tests.training.synthetic import Regression, SyntheticSource, Vectors, tiny_model
 
 ONE_DEVICE = Hardware(data=1)
 
@@ -156,6 +156,26 @@ def test_load_params_reads_only_the_model(whole):
     same(params, whole[1].params)
     assert mutable == {}
     assert meta.step == 8 and meta.finished
+
+
+def test_moving_average_is_evaluated_and_exported(tmp_path):
+    exported, evaluated = [], []
+    optimizer = Optimizer(groups=(Group(".*", 1e-2),), average=0.9)
+    state = run(
+        tmp_path,
+        objective=Regression(),
+        source=Vectors(),
+        eval_sources={},
+        optimizer=optimizer,
+        steps=4,
+        export=lambda objective, params, mutable: exported.append(jax.tree.map(np.asarray, params)),
+        evaluation_hooks=[lambda params, mutable: evaluated.append(jax.device_get(params)) or {}],
+    )
+    average = state.evaluated_params
+    assert not np.allclose(average["w"], state.params["w"], atol=1e-3)
+    same(evaluated[-1], average)
+    same(exported[-1], average, rtol=1e-6)
+    same(stored_params(tmp_path)[0], state.params)
 
 
 def test_token_budget_counts_positions():
