@@ -194,15 +194,15 @@ def _parse(text: str) -> tuple[dict[str, list[Instruction]], str]:
                 name = line.removeprefix("ENTRY ").lstrip("%").split(" ", 1)[0].split("(", 1)[0]
                 current = computations.setdefault(name, [])
                 entry = name if line.startswith("ENTRY ") else entry
-        elif line.startswith("}"):
+        elif line == "}" or line.startswith("}, execution_thread="):
             current = None
-        else:
-            found = _INSTRUCTION.match(line)
-            if found:
-                shape, rest = _split_shape(found.group(2))
-                opcode = _OPCODE.match(rest)
-                if opcode:
-                    current.append(Instruction(found.group(1), shape, opcode.group(1), rest[opcode.end() :]))
+        elif found := _INSTRUCTION.match(line):
+            shape, rest = _split_shape(found.group(2))
+            opcode = _OPCODE.match(rest)
+            if opcode:
+                current.append(Instruction(found.group(1), shape, opcode.group(1), rest[opcode.end() :]))
+        elif current:  # attributes of a kernel may go on over several lines
+            current[-1] = current[-1]._replace(rest=f"{current[-1].rest} {line}")
     if not entry:
         raise UserError("the compiled program's text has no ENTRY computation: another version of XLA writes it")
     return computations, entry

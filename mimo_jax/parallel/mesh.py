@@ -107,7 +107,8 @@ def _arrange(devices: list[Any], sizes: list[int]) -> np.ndarray:
                 f"Hardware.slice = {sizes[0]}, but the devices lie in {len(slices)} slices; make it {len(slices)}"
             )
         within = [sizes[0] // len(slices), *sizes[1:]]
-        return mesh_utils.create_hybrid_device_mesh(within, [len(slices), *(1 for _ in sizes[1:])], devices)
+        across = [len(slices), *(1 for _ in sizes[1:])]
+        return mesh_utils.create_hybrid_device_mesh(within, across, devices, allow_split_physical_axes=True)
     try:
         return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
     except NotImplementedError as error:

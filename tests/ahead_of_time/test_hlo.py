@@ -73,13 +73,16 @@ TPU = textwrap.dedent(
       %fusion.2 = bf16[16,128]{1,0} fusion(%x), kind=kCustom, calls=%all-reduce-scatter.3.clone, metadata={op_name="jit(step)/scatter"}
       %all-gather.7 = bf16[64,128]{1,0} all-gather(%fusion.2), channel_id=5, replica_groups=mesh['axis_0'=4,'axis_1'=2], device_ids=([2,4]T(1,0)) {'axis_0'}, dimensions={0}, metadata={op_name="jit(step)/gather"}
       %dot.1 = bf16[64,128]{1,0} fusion(%all-gather.7), kind=kOutput, calls=%nothing, backend_config={"estimated_cycles":"1000"}
+      %kernel.2 = bf16[64,128]{1,0} custom-call(%dot.1), custom_call_target="tpu_custom_call", frontend_attributes={
+    "block": 1024
+    }}, metadata={op_name="jit(step)/splash_mha_fwd"}
       %odd.1 = bf16[64,128]{1,0} copy(%dot.1), backend_config={"estimated_cycles":"9223372036854775807"}
       ROOT %tuple.1 = (s32[]{:T(128)}, bf16[64,128]{1,0}) tuple(%i, %odd.1)
     }
 
     %nothing (q: bf16[64,128]) -> bf16[64,128] {
       ROOT %q = bf16[64,128]{1,0} parameter(0)
-    }
+    }, execution_thread="sparsecore"
 
     ENTRY %main.5_spmd (a: bf16[64,128]) -> bf16[64,128] {
       %a = bf16[64,128]{1,0} parameter(0)
@@ -106,6 +109,8 @@ def test_what_the_tpu_compiler_writes():
     assert reduced.groups.tolist() == [[0, 4], [1, 5], [2, 6], [3, 7]]
     assert found["collective-permute"].in_background and found["collective-permute"].groups.tolist() == [[0, 1], [1, 0]]
     assert program.compute_cycles() == 36 * 1000 + 5
+    kernels = [(line.op_name, times) for line, times, _ in program.executed() if line.opcode == "custom-call"]
+    assert kernels == [("jit(step)/splash_mha_fwd", 36)]
 
 
 def test_another_format_is_an_error():
