@@ -10,6 +10,7 @@ from typing import TextIO
 
 import jax
 
+from mimo_jax.cli import UserError
 from mimo_jax.files import write_text
 
 JSONL = "metrics.jsonl"
@@ -52,8 +53,13 @@ class MetricWriter:
         """One record; strings and what is not finite go to the JSONL file only."""
         if self._file is None:
             return
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps({"step": step, **values}) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise UserError(
+                f"{self._path} could not be written ({error}); free space there, then start again with the same command"
+            ) from error
         if self._tensorboard is not None:
             for name, value in values.items():
                 if not isinstance(value, str) and math.isfinite(value):
