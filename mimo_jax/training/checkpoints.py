@@ -319,7 +319,8 @@ def stored_params(model_dir: str | Path, averaged: bool = False) -> tuple[Any, A
         return StoredArray(path, keys, tuple(tree.shape), np.dtype(like.dtype), scale)
 
     params, mutable = stored["params"], stored.get("mutable") or {}
-    keys, tree, scale = ("params",), params, 1.0
+    keys: tuple[str, ...] = ("params",)
+    tree, scale = params, 1.0
     optimizer = stored.get("opt_state")
     if averaged and isinstance(optimizer, dict) and "average" in optimizer:  # optimizer.AverageState
         missing = lazily(("opt_state", "missing"), optimizer["missing"], optimizer["missing"], 1.0)

@@ -72,14 +72,21 @@ class Intervals:
 
 @dataclasses.dataclass
 class _Step:
-    """A dispatched step whose figures have not been looked at; `metrics` are device arrays until they are fetched."""
+    """A dispatched step whose figures have not been looked at.
+
+    Attributes:
+      metrics: device arrays until they are fetched.
+      positions: (text, audio) that are still to be counted for its speed.
+      logs: whether a line is still to be written.
+    """
 
     step: int
     data_step: int
     counters: dict[str, float | int | str]
     progress: float
     metrics: dict[str, Any]
-    logs: bool
+    positions: tuple[int, int] | None = None
+    logs: bool = False
 
 
 @dataclasses.dataclass
@@ -132,7 +139,7 @@ class Loop:
         self.meta = dataclasses.replace(meta, metrics={})
         self._monitor = guards_lib.Monitor(self.guards, meta.guards)
         self._pending = collections.deque(
-            _Step(0, int(data_step), {}, 0.0, {"loss": loss, "skipped": skipped}, logs=False)
+            _Step(0, int(data_step), {}, 0.0, {"loss": loss, "skipped": skipped})
             for data_step, loss, skipped in meta.pending
         )
 
@@ -200,13 +207,12 @@ class Loop:
         )
         logs = bool(self.intervals.log) and self.meta.step % self.intervals.log == 0
         figures: dict[str, Any] = metrics | ({"loss_limit": limit} if math.isfinite(limit) else {})
-        self._pending.append(_Step(number + 1, data_step, self._counters(), self._spent(), figures, logs))
+        step = _Step(number + 1, data_step, self._counters(), self._spent(), figures, (text, audio), logs)
+        self._pending.append(step)
         if self._first:  # it was compiled: its time tells nothing
             jax.block_until_ready(metrics)
             self._speed.compiled()
-            self._first = False
-        else:
-            self._speed.step(text, audio)
+            self._first, step.positions = False, None
         self._watchdog.beat(self.meta.step)
 
     def _counters(self) -> dict[str, float | int | str]:
@@ -245,6 +251,9 @@ class Loop:
         for step in steps:
             wanted = step.metrics if step.logs else {key: step.metrics[key] for key in ("loss", "skipped")}
             step.metrics = {key: float(value) for key, value in jax.device_get(wanted).items()}
+            if step.positions is not None:  # it is done only now: the loop runs ahead of the devices
+                self._speed.step(*step.positions)
+                step.positions = None
             if step.logs:
                 self._log(step)
                 step.logs = False
