@@ -184,9 +184,7 @@ def tree_shardings(boxed: Any, mesh: Mesh, rules: Sequence[tuple[str, Any]], ind
                         f"mesh axis {axis}; choose another size of that axis, another rule in Hardware.rules, or "
                         "Hardware.indivisible = 'whole' to keep such dimensions whole on every device"
                     )
-                logger.info(
-                    "dimension %d of %s %s: not divided by %s, kept whole", dimension, name, array.shape, axis
-                )
+                logger.info("dimension %d of %s %s: not divided by %s, kept whole", dimension, name, array.shape, axis)
                 axes[dimension] = None
         return NamedSharding(mesh, PartitionSpec(*axes))
 
