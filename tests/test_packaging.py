@@ -41,7 +41,8 @@ def test_rooms_are_attributes():
 
 
 def test_lock_files_name_neither_hosts_nor_paths():
-    assert {path.stem for path in LOCKS} == {"base", "beam", "compile", "cuda", "dev", "quickstart", "seqio", "torch", "tpu"}
+    names = {"base", "beam", "compile", "cuda", "dev", "quickstart", "seqio", "torch", "tpu"}
+    assert {path.stem for path in LOCKS} == names
     for path in LOCKS:
         text = path.read_text()
         assert not re.search(r"https?://|file:|--(extra-)?index|--find-links|@ |(^|\s)/", text), path.name

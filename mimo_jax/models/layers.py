@@ -23,9 +23,9 @@ Initializer = Callable[..., Array]
 NO_LIMIT = (-1, -1)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def matmul(x: Array, kernel: Array, axes: tuple[str | None, str | None]) -> Array:
-    """`x @ kernel` of [..., in] and [in, out] in x's dtype; `axes` are the kernel's logical axes.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def matmul(x: Array, kernel: Array, axes: partition.Names, row_axes: partition.Names) -> Array:
+    """`x @ kernel` of [..., in] and [in, out] in x's dtype.
 
     A kernel that devices hold in pieces is cast first and gathered then: half the bytes travel where x is bfloat16. Its
     gradient is `x^T g` in the kernel's dtype (float32), so that is what devices add up, and each keeps its piece.
@@ -33,6 +33,10 @@ def matmul(x: Array, kernel: Array, axes: tuple[str | None, str | None]) -> Arra
     JAX would write the gradient as `(g^T x)^T`. Mathematically the same; but XLA on CPU then fuses whatever produced g
     (the derivative of an activation, say) into a transposed, strided write, which makes a small MLP's backward pass
     twice as slow.
+
+    Args:
+      axes: logical axes of the kernel.
+      row_axes: logical axes of x's dimensions before the last.
     """
     return x @ _whole(kernel, axes, x.dtype)
 
@@ -41,39 +45,51 @@ def _whole(kernel: Array, axes: partition.Names, dtype: Dtype) -> Array:
     return partition.constrain(kernel.astype(dtype), partition.used(axes))
 
 
-def _matmul_forward(x: Array, kernel: Array, axes: tuple[str | None, str | None]) -> tuple[Array, tuple[Array, Array]]:
-    return matmul(x, kernel, axes), (x, kernel)
+def _matmul_forward(
+    x: Array, kernel: Array, axes: partition.Names, row_axes: partition.Names
+) -> tuple[Array, tuple[Array, Array]]:
+    return matmul(x, kernel, axes, row_axes), (x, kernel)
 
 
-def _matmul_backward(axes: tuple[str | None, str | None], saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
+def _matmul_backward(
+    axes: partition.Names, row_axes: partition.Names, saved: tuple[Array, Array], g: Array
+) -> tuple[Array, Array]:
     x, kernel = saved
-    rows = tuple(range(x.ndim - 1))
-    gradient = jax.lax.dot_general(x, g, ((rows, rows), ((), ())), preferred_element_type=kernel.dtype)
-    return g @ _whole(kernel, axes, g.dtype).T, partition.constrain(gradient, axes)
+    return g @ _whole(kernel, axes, g.dtype).T, partition.kernel_gradient(x, g, kernel, axes, row_axes)
 
 
 matmul.defvjp(_matmul_forward, _matmul_backward)
 
 
 class Linear(nn.Module):
-    """`x @ kernel + bias` over the last axis. kernel [in, features]; logical axes `axes` = (in, out)."""
+    """`x @ kernel + bias` over the last axis. kernel [in, features].
+
+    Attributes:
+      axes: logical axes of the kernel, (in, out).
+      row_axes: logical axes of x's first dimensions; dimensions beyond them are not split.
+      reorder: applied to the columns of kernel and bias when they are used.
+    """
 
     features: int
     axes: tuple[str | None, str | None]
     use_bias: bool = False
+    row_axes: tuple[str | None, ...] = ("batch", "length")
     dtype: Dtype = jnp.float32
     param_dtype: Dtype = jnp.float32
     kernel_init: Initializer = nn.initializers.normal(0.02)
+    reorder: Callable[[Array], Array] | None = None
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
+        reorder = self.reorder or (lambda columns: columns)
         kernel = self.param(
             "kernel",
             nn.with_logical_partitioning(self.kernel_init, self.axes),
             (x.shape[-1], self.features),
             jnp.dtype(self.param_dtype),
         )
-        y = matmul(x.astype(self.dtype), kernel, self.axes)
+        row_axes = (*self.row_axes, *(None for _ in x.shape))[: x.ndim - 1]
+        y = matmul(x.astype(self.dtype), reorder(kernel), self.axes, row_axes)
         if self.use_bias:
             bias = self.param(
                 "bias",
@@ -81,7 +97,7 @@ class Linear(nn.Module):
                 (self.features,),
                 jnp.dtype(self.param_dtype),
             )
-            y = y + _whole(bias, self.axes[1:], self.dtype)
+            y = y + reorder(_whole(bias, self.axes[1:], self.dtype))
         return y
 
 

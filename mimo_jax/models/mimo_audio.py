@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,7 @@ Array = jax.Array
 
 # Logical axes of the short sequences of patch encoder and decoder: a device keeps those of its rows.
 PATCH_AXES = ("patches", None)
+TABLE_AXES = ("table_rows", "table_columns")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,7 +141,7 @@ class CodeEmbedding(nn.Module):
     def setup(self) -> None:
         self.embedding = self.param(
             "embedding",
-            nn.with_logical_partitioning(nn.initializers.normal(self.initializer_range), ("code_vocab", "embed")),
+            nn.with_logical_partitioning(nn.initializers.normal(self.initializer_range), ("code_vocab", "code_embed")),
             (self.vocab_size, self.features),
             jnp.dtype(self.compute.param_dtype),
         )
@@ -147,7 +149,7 @@ class CodeEmbedding(nn.Module):
     def __call__(self, codes: Array, zero_empty: bool) -> Array:
         """codes [...] -> [..., D]; empty codes give 0 (`zero_empty`) or their row as stored, without gradient."""
         axes = ("patches", *(None for _ in codes.shape[1:]))
-        vectors = embedding.lookup(self.embedding, codes, ("code_vocab", "embed"), axes, self.compute.dtype)
+        vectors = embedding.lookup(self.embedding, codes, ("code_vocab", "code_embed"), axes, self.compute.dtype)
         is_empty = (codes == self.empty_id)[..., None]
         return jnp.where(is_empty, 0.0 if zero_empty else jax.lax.stop_gradient(vectors), vectors)
 
@@ -162,10 +164,11 @@ class MimoAudio(nn.Module):
         config, compute = self.config, self.compute
         dtypes = {"dtype": compute.dtype, "param_dtype": compute.param_dtype}
         init = nn.initializers.normal(config.initializer_range)
-        linear = {"kernel_init": init, **dtypes}
+        linear: dict[str, Any] = {"kernel_init": init, **dtypes}
+        patch_linear = {"row_axes": PATCH_AXES, **linear}
         self.embed_tokens = self.param(
             "embed_tokens",
-            nn.with_logical_partitioning(init, ("vocab", "embed")),
+            nn.with_logical_partitioning(init, TABLE_AXES),
             (config.vocab_size, config.hidden_size),
             jnp.dtype(compute.param_dtype),
         )
@@ -173,16 +176,16 @@ class MimoAudio(nn.Module):
             CodeEmbedding(size, config.input_local_dim, empty, compute, config.initializer_range)
             for size, empty in zip(config.speech_vocab_size, config.speech_zeroemb_idx, strict=True)
         ]
-        self.patch_encoder = transformer.Transformer(config.patch_encoder, compute, row_axes=PATCH_AXES)
-        self.speech_group_downcast = layers.Linear(config.hidden_size, ("patch", "embed"), **linear)
+        self.patch_encoder = transformer.Transformer(config.patch_encoder, compute.of_patches, row_axes=PATCH_AXES)
+        self.speech_group_downcast = layers.Linear(config.hidden_size, ("patch", "embed"), **patch_linear)
         self.llm = transformer.Transformer(config.llm, compute)
         self.lm_head = layers.Linear(config.vocab_size, ("embed", "vocab"), **linear)
-        self.hidden_states_downcast = layers.Linear(config.local_dim, ("embed", "local_embed"), **linear)
+        self.hidden_states_downcast = layers.Linear(config.local_dim, ("embed", "local_embed"), **patch_linear)
         if config.input_local_dim != config.local_dim:
-            self.speech_embeddings_to_local = layers.Linear(config.local_dim, ("embed", "local_embed"), **linear)
-        self.patch_decoder = transformer.Transformer(config.patch_decoder, compute, row_axes=PATCH_AXES)
+            self.speech_embeddings_to_local = layers.Linear(config.local_dim, ("embed", "local_embed"), **patch_linear)
+        self.patch_decoder = transformer.Transformer(config.patch_decoder, compute.of_patches, row_axes=PATCH_AXES)
         self.local_heads = [
-            layers.Linear(size, ("local_embed", "code_vocab"), **linear) for size in config.speech_vocab_size
+            layers.Linear(size, ("local_embed", "code_vocab"), **patch_linear) for size in config.speech_vocab_size
         ]
 
     def __call__(self, text: Array, audio: Array) -> tuple[Array, list[Array]]:
@@ -210,7 +213,7 @@ class MimoAudio(nn.Module):
     def embed_text(self, text: Array) -> Array:
         """Text ids [B, T] -> [B, T, hidden_size]; zero at audio positions (unless `released_text_embedding`)."""
         axes = ("batch", "length")
-        vectors = embedding.lookup(self.embed_tokens, text, ("vocab", "embed"), axes, self.compute.dtype)
+        vectors = embedding.lookup(self.embed_tokens, text, TABLE_AXES, axes, self.compute.dtype)
         if self.config.released_text_embedding:
             return vectors
         return jnp.where((text == self.config.empty_token_id)[..., None], 0.0, vectors)

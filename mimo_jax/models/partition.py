@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 from jax.sharding import PartitionSpec
 
@@ -18,7 +19,7 @@ Array = jax.Array
 Names = Sequence[str | None]
 
 # Logical axes along which parameters are split to save memory and made whole before they are used.
-STORED_SPLIT = ("embed", "local_embed", "patch", "code_vocab", "norm")
+STORED_SPLIT = ("embed", "local_embed", "patch", "code_vocab", "norm", "table_rows")
 
 
 def spec(names: Names, shape: Sequence[int]) -> PartitionSpec:
@@ -39,6 +40,12 @@ def axes_of(entry: Any) -> tuple[str, ...]:
     return (entry,) if isinstance(entry, str) else tuple(entry or ())
 
 
+def size_of(axes: tuple[str, ...]) -> int:
+    """Devices along mesh axes."""
+    sizes = dict(jax.sharding.get_abstract_mesh().shape)
+    return math.prod(sizes[axis] for axis in axes)
+
+
 def flat_axes(partition: PartitionSpec) -> tuple[str, ...]:
     """All mesh axes of a `PartitionSpec` in order."""
     return tuple(axis for entry in partition for axis in axes_of(entry))
@@ -46,8 +53,7 @@ def flat_axes(partition: PartitionSpec) -> tuple[str, ...]:
 
 def shards(names: Names, shape: Sequence[int]) -> int:
     """Number of pieces that an array of this shape is split into."""
-    sizes = dict(jax.sharding.get_abstract_mesh().shape)
-    return math.prod(sizes[axis] for axis in flat_axes(spec(names, shape)))
+    return size_of(flat_axes(spec(names, shape)))
 
 
 def constrain(x: Array, names: Names) -> Array:
@@ -69,3 +75,51 @@ def shard_map(function: Callable[..., Any], in_specs: Any, out_specs: Any) -> Ca
     if not any(flat_axes(leaf) for leaf in leaves):
         return function
     return jax.shard_map(function, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+
+
+# The TPU compiler makes an all-reduce, twice the bytes, of a reduce-scatter whose other dimension is no multiple of
+# four tiles of 128, such as an MLP of 11008 or a vocabulary of 151680 (v5e, v5p, v6e; seen in what it compiles).
+_SCATTER_MULTIPLE = 512
+
+
+def reduce_scatter(x: Array, axes: tuple[str, ...], dimension: int) -> Array:
+    """Inside `shard_map`: the sum of a matrix over mesh axes, of which each device keeps its part of `dimension`."""
+    if dimension == 1:  # the other one only works for some layouts
+        return reduce_scatter(x.T, axes, 0).T
+    size = x.shape[1]
+    padding = -size % _SCATTER_MULTIPLE if size > _SCATTER_MULTIPLE else 0
+    padded = jnp.pad(x, ((0, 0), (0, padding))) if padding else x
+    return jax.lax.psum_scatter(padded, axes, scatter_dimension=0, tiled=True)[:, :size]
+
+
+def kernel_gradient(x: Array, g: Array, kernel: Array, axes: Names, row_axes: Names) -> Array:
+    """`x^T g` over all rows, [in, out] in the kernel's dtype, placed as the kernel is.
+
+    Every device multiplies its own rows; what it does not keep of the product goes to its owner, once.
+
+    Args:
+      x: [..., in]; g: [..., out]; kernel: [in, out].
+      axes: logical axes of the kernel.
+      row_axes: logical axes of all dimensions of x but the last.
+    """
+    rows = tuple(range(x.ndim - 1))
+
+    def product(x: Array, g: Array) -> Array:
+        return jax.lax.dot_general(x, g, ((rows, rows), ((), ())), preferred_element_type=kernel.dtype)
+
+    row_spec, kernel_spec = spec(row_axes, x.shape[:-1]), spec(axes, kernel.shape)
+    of_rows = flat_axes(row_spec)
+    pieces = [axes_of(entry) if name in STORED_SPLIT else () for name, entry in zip(axes, kernel_spec, strict=True)]
+    if not set(pieces[0] + pieces[1]) <= set(of_rows):  # rows that do not divide lie whole on every device
+        return constrain(product(x, g), axes)
+    computed = [None if piece else entry for piece, entry in zip(pieces, kernel_spec, strict=True)]
+
+    def local(x: Array, g: Array) -> Array:
+        total = product(x, g)
+        for dimension, piece in enumerate(pieces):
+            total = reduce_scatter(total, piece, dimension) if piece else total
+        rest = tuple(axis for axis in of_rows if axis not in pieces[0] + pieces[1])
+        return jax.lax.psum(total, rest) if rest else total
+
+    in_specs = (PartitionSpec(*row_spec, computed[0]), PartitionSpec(*row_spec, computed[1]))
+    return shard_map(local, in_specs, kernel_spec)(x, g)

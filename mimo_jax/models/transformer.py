@@ -7,6 +7,8 @@ on a leading axis and scanned, so compile time and the parameter tree do not gro
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,13 +16,15 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
-from mimo_jax.models import kernels, layers, partition
+from mimo_jax.models import kernels, layers, partition, short_attention
 
 Array = jax.Array
 # Keys and values of every layer: each [layers, B, kv_heads, slots, head_dim].
 Cache = tuple[Array, Array]
 # The same in separate arrays [B, kv_heads, slots, head_dim] per layer, for `decode`.
 LayerCaches = list[tuple[Array, Array]]
+# Longest sequence for which every pair of positions may have a row of its own.
+SHORT = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +35,10 @@ class Compute:
       dtype: of activations and matrix products.
       param_dtype: of stored parameters.
       remat: rematerialisation policy of a layer, see `layers.remat`.
+      patch_remat: the same for the layers of patch encoder and decoder; None = as `remat`.
       attention: implementation for long rows, see `mimo_jax.models.kernels`; "auto" = the one for the devices.
+      short_attention: for the few frames of a patch: "heads" (one product per head) or "pairs" (`short_attention`, for
+        matrix units; needs as many key heads as query heads).
       max_segments: see `kernels.packed_attention`.
       unroll: layers per iteration of the scan; all of them spares a shallow model the copies in and out of the stack.
     """
@@ -39,9 +46,16 @@ class Compute:
     dtype: str = "float32"
     param_dtype: str = "float32"
     remat: str = "none"
+    patch_remat: str | None = None
     attention: str = "xla"
+    short_attention: str = "heads"
     max_segments: int = 256
     unroll: int = 1
+
+    @property
+    def of_patches(self) -> Compute:
+        """For the patch models."""
+        return self if self.patch_remat is None else dataclasses.replace(self, remat=self.patch_remat)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +83,7 @@ class Attention(nn.Module):
     config: TransformerConfig
     compute: Compute
     bias: tuple[str, ...] = ("q", "k", "v")
+    row_axes: tuple[str | None, str | None] = ("batch", "length")
 
     @nn.compact
     def __call__(
@@ -92,43 +107,37 @@ class Attention(nn.Module):
             "dtype": self.compute.dtype,
             "param_dtype": self.compute.param_dtype,
             "kernel_init": nn.initializers.normal(config.initializer_range),
+            "row_axes": self.row_axes,
         }
 
-        def project(name: str, heads: int) -> Array:
-            y = layers.Linear(
+        def project(name: str, heads: int, reorder: Callable[[Array], Array] | None = None) -> Array:
+            return layers.Linear(
                 heads * config.head_dim,
                 axes=("embed", "heads" if name == "q" else "kv_heads"),
                 use_bias=name in self.bias,
+                reorder=reorder,
                 name=f"{name}_proj",
                 **linear,
             )(x)
-            return y.reshape(*x.shape[:2], heads, config.head_dim)
 
-        query = layers.apply_rope(project("q", config.num_heads), positions, config.rope_theta)
-        key = layers.apply_rope(project("k", config.num_kv_heads), positions, config.rope_theta)
-        value = project("v", config.num_kv_heads)
-        query, key, value = (checkpoint_name(x, "qkv") for x in (query, key, value))
-        if segment_ids is not None:
-            y = kernels.packed_attention(
-                query,
-                key,
-                value,
-                segment_ids,
-                causal=config.causal,
-                implementation=self.compute.attention,
-                max_segments=self.compute.max_segments,
+        if self.compute.short_attention == "pairs":
+            halves = functools.partial(short_attention.halves_first, heads=config.num_heads)
+            rotate = functools.partial(
+                short_attention.apply_rope, positions=positions, heads=config.num_heads, theta=config.rope_theta
             )
-        elif cache is None:
-            y = layers.attention(query, key, value, mask)
+            query, key = (rotate(project(name, config.num_heads, halves)) for name in ("q", "k"))
+            value = project("v", config.num_heads)
+            y = short_attention.attention(query, key, value, config.num_heads, config.causal)
         else:
-            rows = jnp.arange(x.shape[0])[:, None, None]
-            heads = jnp.arange(config.num_kv_heads)[None, :, None]
-            slots = jnp.broadcast_to(positions, x.shape[:2])[:, None, :]
-            cache = (
-                cache[0].at[rows, heads, slots].set(key.swapaxes(1, 2).astype(cache[0].dtype)),
-                cache[1].at[rows, heads, slots].set(value.swapaxes(1, 2).astype(cache[1].dtype)),
-            )
-            y = layers.cached_attention(query, cache[0].astype(query.dtype), cache[1].astype(query.dtype), mask)
+
+            def by_head(name: str, heads: int) -> Array:
+                return project(name, heads).reshape(*x.shape[:2], heads, config.head_dim)
+
+            query = layers.apply_rope(by_head("q", config.num_heads), positions, config.rope_theta)
+            key = layers.apply_rope(by_head("k", config.num_kv_heads), positions, config.rope_theta)
+            value = by_head("v", config.num_kv_heads)
+            query, key, value = (checkpoint_name(x, "qkv") for x in (query, key, value))
+            y, cache = self._attend(query, key, value, positions, mask, segment_ids, cache)
         y = checkpoint_name(y, kernels.OUTPUT)
         y = layers.Linear(
             x.shape[-1],
@@ -137,6 +146,37 @@ class Attention(nn.Module):
             name="out_proj",
             **linear,
         )(y.reshape(*x.shape[:2], config.num_heads * config.head_dim))
+        return y, cache
+
+    def _attend(
+        self,
+        query: Array,
+        key: Array,
+        value: Array,
+        positions: Array,
+        mask: Array | None,
+        segment_ids: Array | None,
+        cache: tuple[Array, Array] | None,
+    ) -> tuple[Array, tuple[Array, Array] | None]:
+        """Attention of projected arrays [B, T, heads, head_dim], and the cache with the new keys and values."""
+        if segment_ids is not None:
+            packed = functools.partial(
+                kernels.packed_attention,
+                causal=self.config.causal,
+                implementation=self.compute.attention,
+                max_segments=self.compute.max_segments,
+            )
+            return packed(query, key, value, segment_ids), cache
+        if cache is None:
+            return layers.attention(query, key, value, mask), cache
+        rows = jnp.arange(query.shape[0])[:, None, None]
+        heads = jnp.arange(self.config.num_kv_heads)[None, :, None]
+        slots = jnp.broadcast_to(positions, query.shape[:2])[:, None, :]
+        cache = (
+            cache[0].at[rows, heads, slots].set(key.swapaxes(1, 2).astype(cache[0].dtype)),
+            cache[1].at[rows, heads, slots].set(value.swapaxes(1, 2).astype(cache[1].dtype)),
+        )
+        y = layers.cached_attention(query, cache[0].astype(query.dtype), cache[1].astype(query.dtype), mask)
         return y, cache
 
 
@@ -162,14 +202,16 @@ class Block(nn.Module):
         x = partition.constrain(x, (*self.row_axes, "activation_embed"))
 
         h = layers.Norm("RMSNorm", config.rms_norm_eps, name="input_norm", **dtypes)(x)
-        h, layer_cache = Attention(config, self.compute, name="attention")(h, positions, mask, segment_ids, layer_cache)
+        attention = Attention(config, self.compute, row_axes=self.row_axes, name="attention")
+        h, layer_cache = attention(h, positions, mask, segment_ids, layer_cache)
         x = x + h
 
         h = layers.Norm("RMSNorm", config.rms_norm_eps, name="post_attention_norm", **dtypes)(x)
-        wide = {"features": config.intermediate_size, "axes": ("embed", "mlp"), "kernel_init": init, **dtypes}
+        linear = {"kernel_init": init, "row_axes": self.row_axes, **dtypes}
+        wide = {"features": config.intermediate_size, "axes": ("embed", "mlp"), **linear}
         gate, up = (checkpoint_name(layers.Linear(name=f"{name}_proj", **wide)(h), "mlp") for name in ("gate", "up"))
         h = nn.silu(gate) * up
-        h = layers.Linear(config.hidden_size, ("mlp", "embed"), kernel_init=init, name="down_proj", **dtypes)(h)
+        h = layers.Linear(config.hidden_size, ("mlp", "embed"), name="down_proj", **linear)(h)
         x = x + h
         return x, (x if self.return_output else None, layer_cache)
 
@@ -214,6 +256,7 @@ class Transformer(nn.Module):
             mask = layers.attention_mask(
                 index, index, causal=config.causal, query_segments=segment_ids, key_segments=segment_ids
             )
+        compute = dataclasses.replace(self.compute, short_attention=self._short_attention(x, segment_ids, cache))
         block = layers.remat(Block, self.compute.remat)
         stack = nn.scan(
             block,
@@ -224,12 +267,20 @@ class Transformer(nn.Module):
             length=config.num_layers,
             unroll=self.compute.unroll,
             metadata_params={nn.PARTITION_NAME: "layers"},
-        )(config, self.compute, return_layers, self.row_axes, name="layers")
+        )(config, compute, return_layers, self.row_axes, name="layers")
         x, (outputs, cache) = stack(x.astype(self.compute.dtype), cache, positions, mask, packed)
         x = layers.Norm(
             "RMSNorm", config.rms_norm_eps, self.compute.dtype, self.compute.param_dtype, name="final_norm"
         )(x)
         return x, (outputs if return_layers else cache)
+
+    def _short_attention(self, x: Array, segment_ids: Array | None, cache: Cache | None) -> str:
+        """What `Compute.short_attention` comes to for these rows: "heads" unless they are short and whole."""
+        choice = self.compute.short_attention
+        if choice not in ("heads", "pairs"):
+            raise ValueError(f"unknown short_attention {choice!r}: use 'heads' or 'pairs'")
+        whole = segment_ids is None and cache is None and self.config.num_heads == self.config.num_kv_heads
+        return choice if whole and x.shape[1] <= SHORT else "heads"
 
 
 def init_cache(config: TransformerConfig, batch: int, slots: int, dtype: str = "float32") -> Cache:
@@ -259,7 +310,7 @@ def decode(
     """
     slots = jnp.arange(caches[0][0].shape[2])[None, :]
     mask = layers.attention_mask(positions, slots, causal=True)
-    block, updated = Block(config, compute), []
+    block, updated = Block(config, dataclasses.replace(compute, short_attention="heads")), []
     x = x.astype(compute.dtype)
     for layer_params, layer_cache in zip(params["layers"], caches, strict=True):
         x, (_, layer_cache) = block.apply({"params": layer_params}, x, layer_cache, positions, mask)

@@ -93,7 +93,7 @@ def _run(
         if vocabulary:
             by_hidden = jax.lax.psum(by_hidden, vocabulary)
         if stored:
-            by_kernel = jax.lax.psum_scatter(by_kernel, stored, scatter_dimension=0, tiled=True)
+            by_kernel = partition.reduce_scatter(by_kernel, stored, 0)
         by_kernel = jax.lax.psum(by_kernel, across) if across else by_kernel
         return total, nll.reshape(shape), by_hidden.reshape(*shape, width), by_kernel.astype(kernel.dtype)
 

@@ -32,7 +32,11 @@ DEFAULT_RULES: tuple[tuple[str, Any], ...] = (
     ("activation_embed", None),
     ("patch", None),
     ("vocab", "tensor"),
+    # The token table. Split by columns, its gradient would be reduced whole: see `models.partition.reduce_scatter`.
+    ("table_rows", "fsdp"),
+    ("table_columns", "tensor"),
     ("code_vocab", None),
+    ("code_embed", None),
     ("heads", "tensor"),
     ("kv_heads", "tensor"),
     ("mlp", "tensor"),

@@ -64,7 +64,8 @@ def test_figures(step):
 
 def test_the_table_says_it_all(step):
     text = report.table(report.figures("joint", step, Budget(tokens=19200.0), audio_share=0.25))
-    for part in ("cpu:8", "data 2 x fsdp 4", "optimiser state", "peak", "fits", "fsdp", "MFU", "100 steps", "estimates"):
+    parts = ("cpu:8", "data 2 x fsdp 4", "optimiser state", "peak", "fits", "fsdp", "MFU", "100 steps", "estimates")
+    for part in parts:
         assert part in text, part
 
 
@@ -104,7 +105,12 @@ def test_bandwidth_follows_the_torus():
 
 @pytest.mark.parametrize(
     ("topology", "message"),
-    [("v9:2x2", "KIND one of v4, v5e"), ("v5p", "write KIND:SHAPE"), ("h100:1x9", "at most 8"), ("h100:2x2x2", "NODES")],
+    [
+        ("v9:2x2", "KIND one of v4, v5e"),
+        ("v5p", "write KIND:SHAPE"),
+        ("h100:1x9", "at most 8"),
+        ("h100:2x2x2", "NODES"),
+    ],
 )
 def test_wrong_topologies_are_named(topology, message):
     with pytest.raises(UserError, match=message):
