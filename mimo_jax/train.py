@@ -20,6 +20,7 @@ import jax
 import numpy as np
 from flax import linen as nn
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 
 from mimo_jax import cli
 from mimo_jax.objectives.base import Objective
@@ -96,6 +97,7 @@ def train(
         # --- shapes and shardings: nothing is allocated yet ---
         first_batch = source.batch(0)
         stage = program.build(objective, optimizer, hardware, mesh, _global_shapes(first_batch), seed)
+        source = _dealt(source, mesh, hardware)
         _log_overview(name, stage.state.params, optimizer)
 
         # --- restore: the first that applies ---
@@ -156,6 +158,13 @@ def _export(export: Callable[[Objective, Any, Any], None], objective: Objective,
         export(objective, params, mutable)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("exported")
+
+
+def _dealt(source: loop.Source, mesh: Mesh, hardware: mesh_lib.Hardware) -> loop.Source:
+    """The source with each batch's rows dealt evenly to devices and microbatches, if it knows how."""
+    deal = getattr(source, "dealt", None)
+    shards = mesh_lib.row_shards(mesh)
+    return source if deal is None or shards * hardware.microbatches == 1 else deal(shards, hardware.microbatches)
 
 
 def _global_shapes(batch: Mapping[str, np.ndarray]) -> dict[str, jax.ShapeDtypeStruct]:

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 
+from mimo_jax import train as train_script
 from mimo_jax.cli import EXIT_PREEMPTED, UserError
 from mimo_jax.objectives.language_model import LanguageModelObjective
 from mimo_jax.parallel.mesh import Hardware
@@ -238,3 +239,15 @@ def test_prefetch_is_in_order_for_any_depth():
         assert [next(batches) for _ in range(4)] == [(3, 9), (4, 16), (5, 25), (6, 36)]
         batches.close()
     assert threading.active_count() < 50
+
+
+def test_rows_are_dealt_to_devices_and_microbatches():
+    class Dealer:
+        def dealt(self, shards, microbatches):
+            return shards, microbatches
+
+    hardware = Hardware(data=2, fsdp=2, sequence=2, microbatches=3)
+    mesh = hardware.make_mesh(jax.devices()[:8])
+    assert train_script._dealt(Dealer(), mesh, hardware) == (4, 3)
+    source = SyntheticSource()
+    assert train_script._dealt(source, mesh, hardware) is source  # it does not know how
