@@ -120,8 +120,8 @@ class Program:
                 for several, one in _BRANCHES.findall(line.rest):
                     for branch in re.findall(r"[\w.\-]+", several or one):
                         yield from self._walk(branch, times, inside)
-            elif line.opcode in ("fusion", "call", "async-start", "custom-call"):
-                wraps = inside or line.opcode in ("fusion", "async-start")
+            elif line.opcode in ("fusion", "call", "async-start", "call-start", "custom-call"):
+                wraps = inside or line.opcode in ("fusion", "async-start", "call-start")
                 for name in _CALLED.findall(line.rest):
                     if name in self._computations:
                         yield from self._walk(name, times, wraps)

@@ -88,8 +88,12 @@ def reduce_scatter(x: Array, axes: tuple[str, ...], dimension: int) -> Array:
         return reduce_scatter(x.T, axes, 0).T
     size = x.shape[1]
     padding = -size % _SCATTER_MULTIPLE if size > _SCATTER_MULTIPLE else 0
-    padded = jnp.pad(x, ((0, 0), (0, padding))) if padding else x
-    return jax.lax.psum_scatter(padded, axes, scatter_dimension=0, tiled=True)[:, :size]
+    if not padding:
+        return jax.lax.psum_scatter(x, axes, scatter_dimension=0, tiled=True)
+    padded = jnp.pad(x, ((0, 0), (0, padding)))
+    summed = jax.lax.psum_scatter(padded, axes, scatter_dimension=0, tiled=True)
+    # Where the compiler still makes an all-reduce of it (a few devices), it fails to merge its slice with this one.
+    return jax.lax.optimization_barrier(summed)[:, :size]
 
 
 def kernel_gradient(x: Array, g: Array, kernel: Array, axes: Names, row_axes: Names) -> Array:
