@@ -117,6 +117,8 @@ def prepare_environment() -> None:
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5p-8")  # libtpu asks for it; no compilation depends on it
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    # Without a GPU at hand, the GPU compiler can try no Triton kernels to choose the fastest.
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_enable_triton_gemm=false".strip()
     jax.config.update("jax_platforms", "cpu")
 
 
@@ -141,6 +143,7 @@ def _gpus(topology: str, shape: str, slices: int) -> Sequence[Any]:
     nodes, each = sizes if len(sizes) == 2 else (1, sizes[0]) if len(sizes) == 1 else (0, 0)
     if slices != 1 or not 1 <= each <= GPUS_PER_NODE or nodes < 1:
         raise UserError(f"--topology={topology}: write h100:NODESxGPUS with at most {GPUS_PER_NODE} GPUs a node")
+    _answer_for_an_h100()
     try:
         return topologies.get_topology_desc(platform="cuda", target_config=H100, topology=f"1x{nodes}x{each}").devices
     except Exception as error:
@@ -148,6 +151,14 @@ def _gpus(topology: str, shape: str, slices: int) -> Sequence[Any]:
             f"--topology={topology}: the GPU compiler does not take it ({_short(error)}); it needs the packages of "
             "jax[cuda13] (./launch/compile.sh makes an environment with them)"
         ) from error
+
+
+def _answer_for_an_h100() -> None:
+    """jax asks the GPU of this machine, which has none, what cuDNN's attention can do on it."""
+    from jax._src.cudnn import fused_attention_stablehlo as cudnn
+
+    cudnn.check_compute_capability = lambda capability: tuple(map(int, capability.split("."))) <= (9, 0)
+    cudnn.is_cuda_compute_capability_equal = lambda capability: capability == "9.0"
 
 
 def _short(error: Exception) -> str:
