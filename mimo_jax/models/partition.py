@@ -88,11 +88,10 @@ def reduce_scatter(x: Array, axes: tuple[str, ...], dimension: int) -> Array:
         return reduce_scatter(x.T, axes, 0).T
     size = x.shape[1]
     padding = -size % _SCATTER_MULTIPLE if size > _SCATTER_MULTIPLE else 0
-    if not padding:
-        return jax.lax.psum_scatter(x, axes, scatter_dimension=0, tiled=True)
-    padded = jnp.pad(x, ((0, 0), (0, padding)))
+    padded = jnp.pad(x, ((0, 0), (0, padding))) if padding else x
     summed = jax.lax.psum_scatter(padded, axes, scatter_dimension=0, tiled=True)
-    # Where the compiler still makes an all-reduce of it (a few devices), it fails to merge its slice with this one.
+    # What follows (a slice, a transposition) must not change the layout that the reduce-scatter needs; and where the
+    # compiler makes an all-reduce of it all the same (a few devices), it fails to merge its slice with ours.
     return jax.lax.optimization_barrier(summed)[:, :size]
 
 
