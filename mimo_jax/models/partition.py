@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import PartitionSpec
 
 Array = jax.Array
@@ -89,6 +90,8 @@ def reduce_scatter(x: Array, axes: tuple[str, ...], dimension: int) -> Array:
     size = x.shape[1]
     padding = -size % _SCATTER_MULTIPLE if size > _SCATTER_MULTIPLE else 0
     padded = jnp.pad(x, ((0, 0), (0, padding))) if padding else x
+    # Nor does it work where the scattered dimension is the minor one in memory.
+    padded = with_layout_constraint(padded, Layout((0, 1)))
     summed = jax.lax.psum_scatter(padded, axes, scatter_dimension=0, tiled=True)
     # What follows (a slice, a transposition) must not change the layout that the reduce-scatter needs; and where the
     # compiler makes an all-reduce of it all the same (a few devices), it fails to merge its slice with ours.
@@ -117,11 +120,13 @@ def kernel_gradient(x: Array, g: Array, kernel: Array, axes: Names, row_axes: Na
         return constrain(product(x, g), axes)
     computed = [None if piece else entry for piece, entry in zip(pieces, kernel_spec, strict=True)]
 
+    rest = tuple(axis for axis in of_rows if axis not in pieces[0] + pieces[1])
+
     def local(x: Array, g: Array) -> Array:
-        total = product(x, g)
-        for dimension, piece in enumerate(pieces):
-            total = reduce_scatter(total, piece, dimension) if piece else total
-        rest = tuple(axis for axis in of_rows if axis not in pieces[0] + pieces[1])
+        if pieces[1]:  # multiplied the other way round, for the sake of the layout that is scattered
+            total = reduce_scatter(product(g, x), pieces[1], 0).T
+        else:
+            total = reduce_scatter(product(x, g), pieces[0], 0) if pieces[0] else product(x, g)
         return jax.lax.psum(total, rest) if rest else total
 
     in_specs = (PartitionSpec(*row_spec, computed[0]), PartitionSpec(*row_spec, computed[1]))

@@ -24,7 +24,7 @@ class TrainState(struct.PyTreeNode):
       params: trainable (or frozen) parameters, unboxed.
       mutable: the objective's non-gradient state.
       opt_state: optax state.
-      skipped: int32 [], updates skipped because loss or gradient was not finite.
+      skipped: int32 [], updates skipped because loss or gradient was not finite, or the loss above the guard's bound.
     """
 
     step: jax.Array
