@@ -11,7 +11,7 @@ import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -23,7 +23,20 @@ from mimo_jax.data.permutation import key_of, permute
 Batch = dict[str, np.ndarray]
 TextIds = Callable[[str], Sequence[int]]
 
+TEXT_KINDS = ("transcript", "caption")
+"""What a text may be; `text_kind` of a batch is the place in this list."""
+FRAME_SAMPLES = 960
+"""Samples of a code frame at 24 kHz and 25 Hz: packed utterances begin at its multiples."""
+
 logger = logging.getLogger(__name__)
+
+
+class Utterance(NamedTuple):
+    """One utterance of a row: int16 samples, text ids (none: no text loss), place in `TEXT_KINDS`."""
+
+    wave: np.ndarray
+    text: np.ndarray
+    kind: int = 0
 
 
 def character_ids(alphabet: str) -> TextIds:
@@ -39,14 +52,21 @@ class WaveformSource:
         manifest: folder with ``manifest.jsonl``, or the file; the ``scan`` folder of a preparation is the checked one.
         batch_size: utterances of the global batch.
         max_samples: S, samples at 24 kHz.
-        text_ids: text -> ids for the ``text`` rows; recordings without text are then skipped. None gives no text.
+        text_ids: text -> ids for the ``text`` rows; recordings without text are then skipped, unless `untexted`. None
+            gives no text.
         max_text: L; utterances with more ids are skipped.
+        untexted: keep recordings without text, with text length 0: they are learned from by reconstruction alone.
+        caption_share: how often the text of an utterance that has a caption and a transcript is its caption, drawn by
+            (seed, epoch, utterance). One that has only a caption is captioned if this is more than 0.
         split: "train", "validation" or "test_voices".
         subsets: keep only these subsets; none keeps all.
         lengths: "whole" skips utterances longer than S; "crop" takes all, and of longer ones a part of S samples whose
             place depends on (seed, epoch, utterance); a cropped one has text length 0. "joined" fills each row with
             several whole utterances, one after the other, audio and text alike: little of a fixed-shape batch is
-            padding then. Which utterances share a row is planned once, by best fit.
+            padding then. Which utterances share a row is planned once, by best fit. "packed" does so, too, but keeps
+            them apart: each begins at a multiple of `FRAME_SAMPLES` with at least one such frame free before it, so
+            that the tokenizer gives each what it gives it alone (`models.tokenizer.extents`). Both skip what is longer
+            than S: cut long recordings into utterances first (`mimo_jax.prepare`).
         seed: of order and crops.
         host_index, host_count: this host's slice of the batch.
         repeat: False gives one pass; rows behind its end have ``num_samples`` 0.
@@ -56,6 +76,7 @@ class WaveformSource:
 
     Attributes:
         skipped: how many utterances were left out, by reason.
+        fill: share of the rows' samples that is audio.
 
     Raises:
         ValueError: nothing is left, or the hosts do not divide the batch.
@@ -70,7 +91,9 @@ class WaveformSource:
         max_text: int = 0,
         split: str = "train",
         subsets: Sequence[str] = (),
-        lengths: Literal["whole", "crop", "joined"] = "whole",
+        untexted: bool = False,
+        caption_share: float = 0.0,
+        lengths: Literal["whole", "crop", "joined", "packed"] = "whole",
         seed: int = 0,
         host_index: int = 0,
         host_count: int = 1,
@@ -81,7 +104,10 @@ class WaveformSource:
     ):
         if batch_size % host_count or not 0 <= host_index < host_count:
             raise ValueError(f"batch of {batch_size}, host {host_index} of {host_count}: the hosts must divide it")
+        if lengths == "packed" and max_samples % FRAME_SAMPLES:
+            raise ValueError(f"max_samples is {max_samples}: packed rows need a multiple of {FRAME_SAMPLES}")
         path = pathlib.Path(manifest)
+        self._caption_share, self._untexted = caption_share, untexted
         self._root = path if path.is_dir() else path.parent
         self._batch_size, self._max_samples, self._max_text = batch_size, max_samples, max_text
         self._lengths, self._seed, self._repeat, self._shuffle = lengths, seed, repeat, shuffle
@@ -93,7 +119,7 @@ class WaveformSource:
         self._pool = ThreadPoolExecutor(max(1, workers))
         self.skipped: Counter[str] = Counter()
         self.records: list[Record] = []
-        self._text: list[np.ndarray] = []
+        self._text: list[tuple[np.ndarray, np.ndarray]] = []  # transcript and caption, either may be empty
         self._samples_of: list[int] = []
         wanted = [r for r in read_manifest(path) if r.split == split and (not subsets or r.subset in subsets)]
         self._select(wanted, text_ids)
@@ -104,15 +130,26 @@ class WaveformSource:
                 f"{path}: no {split} utterance is left ({len(wanted)} there, skipped {dict(self.skipped)})"
             )
         self._rows = self._plan_rows()
+        self.fill = sum(self._samples_of) / (len(self._rows) * max_samples)
+        logger.info("%s %s: %d utterances in %d rows, fill %.3f", path, split, *self._sizes(), self.fill)
+
+    def _sizes(self) -> tuple[int, int]:
+        return self.num_examples, len(self._rows)
 
     def _select(self, wanted: Sequence[Record], text_ids: TextIds | None) -> None:
-        texts = [np.asarray(text_ids(r.text or "") if text_ids else [], np.int32) for r in wanted]
+        captioned = text_ids is not None and self._caption_share > 0
+
+        def ids(text: str | None, asked: bool) -> np.ndarray:
+            return np.asarray(text_ids(text) if asked and text_ids and text else [], np.int32)
+
+        texts = [(ids(r.text, True), ids(r.caption, captioned)) for r in wanted]
         for record, text, samples in zip(wanted, texts, self._pool.map(self._samples, wanted), strict=True):
+            longest = max(map(len, text))
             if isinstance(samples, str):
                 self.skipped[samples] += 1
-            elif text_ids and not len(text):
+            elif text_ids and not longest and not self._untexted:
                 self.skipped["no_text"] += 1
-            elif len(text) > self._max_text:
+            elif longest > self._max_text:
                 self.skipped["text_too_long"] += 1
             elif self._lengths != "crop" and samples > self._max_samples:
                 self.skipped["audio_too_long"] += 1
@@ -122,15 +159,19 @@ class WaveformSource:
                 self._samples_of.append(samples)
 
     def _plan_rows(self) -> list[np.ndarray]:
-        """Utterances of each row; one each, unless rows are joined."""
-        if self._lengths != "joined":
+        """Utterances of each row; one each, unless rows are joined or packed."""
+        if self._lengths not in ("joined", "packed"):
             return [np.asarray([number]) for number in range(self.num_examples)]
-        counts = np.stack([np.asarray(self._samples_of), np.zeros(self.num_examples, np.int64)], axis=1)
-        plan = packing.plan_rows(counts, self._max_samples, seed=self._seed)
+        sizes, room = np.asarray(self._samples_of), self._max_samples
+        if self._lengths == "packed":  # in code frames, the free one behind each included: the last needs none
+            sizes, room = sizes // FRAME_SAMPLES + 2, room // FRAME_SAMPLES + 1
+        plan = packing.plan_rows(np.stack([sizes, np.zeros_like(sizes)], axis=1), room, seed=self._seed)
         rows = np.split(plan.example, plan.offsets[1:-1])
-        longest = max(sum(len(self._text[number]) for number in row) for row in rows)
+        longest = max(sum(max(map(len, self._text[number])) for number in row) for row in rows)
         if longest > self._max_text:
-            raise ValueError(f"joined utterances have up to {longest} text ids: raise max_text = {self._max_text}")
+            raise ValueError(
+                f"{self._lengths} utterances have up to {longest} text ids in a row: raise max_text = {self._max_text}"
+            )
         return rows
 
     def _samples(self, record: Record) -> int | str:
@@ -178,43 +219,88 @@ class WaveformSource:
         while self._room < 0 and self._cache:
             self._room += self._cache.popitem(last=False)[1].nbytes
 
-    def _row(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """(int16 samples, text ids) of a row of the endless list; both empty behind the end of a single pass."""
-        nothing = np.zeros(0, np.int16), np.zeros(0, np.int32)
+    def _row(self, number: int) -> list[Utterance]:
+        """The utterances of a row of the endless list; none behind the end of a single pass."""
         epoch, place = divmod(number, len(self._rows))
         if epoch and not self._repeat:
-            return nothing
+            return []
         if self._shuffle:
             place = int(permute(np.asarray(place), len(self._rows), key_of(self._seed, epoch)))
-        utterances = self._rows[place]
-        wave = np.concatenate([self._wave(int(one)) for one in utterances])
-        text = np.concatenate([self._text[one] for one in utterances])
-        if len(wave) <= self._max_samples:
-            return wave, text
-        if self._lengths != "crop":
-            return wave[: self._max_samples], text
-        room = len(wave) - self._max_samples + 1
+        found = []
+        for one in self._rows[place].tolist():
+            kind = self._kind(one, epoch)
+            # Packed utterances have the room that was planned, should a file be longer than its manifest says.
+            size = self._samples_of[one] if self._lengths == "packed" else None
+            found.append(Utterance(self._wave(one)[:size], self._text[one][kind], kind))
+        if self._lengths != "crop" or len(found[0].wave) <= self._max_samples:
+            return found
+        room = len(found[0].wave) - self._max_samples + 1
         start = key_of(self._seed, epoch, place, 1) % room
-        return wave[start : start + self._max_samples], nothing[1]
+        return [Utterance(found[0].wave[start : start + self._max_samples], found[0].text[:0])]
+
+    def _kind(self, number: int, epoch: int) -> int:
+        """Which text of an utterance an epoch asks for."""
+        transcript, caption = self._text[number]
+        if not len(caption) or not len(transcript):
+            return int(len(caption) > 0)
+        return int(key_of(self._seed, epoch, number, 2) % 2**20 < self._caption_share * 2**20)
 
     def batch(self, step: int) -> Batch:
-        """This host's utterances of a step.
+        """This host's rows of a step.
 
         Returns:
-            waveform float32 [B, S] at 24 kHz (zero behind the end), num_samples int32 [B], text int32 [B, L] (0 behind
-            the end), text_length int32 [B].
+            waveform float32 [B, S] at 24 kHz (zero where there is nothing), text int32 [B, L] (likewise), and
+
+            * one sequence a row: num_samples int32 [B], text_length int32 [B];
+            * packed, U = `max_utterances`: starts int32 [B, U] in samples, num_samples int32 [B, U] (0 = none),
+              text_segments int32 [B, L]: 1 + place of the utterance that the text belongs to, 0 = nothing.
+
+            With captions or packed also text_kind int32 [B, U] (U = 1 if not packed), see `TEXT_KINDS`.
         """
         count = len(self._host_rows)
-        out: Batch = {
+        batch: Batch = {
             "waveform": np.zeros((count, self._max_samples), np.float32),
-            "num_samples": np.zeros(count, np.int32),
             "text": np.zeros((count, self._max_text), np.int32),
-            "text_length": np.zeros(count, np.int32),
         }
+        packed = self._lengths == "packed"
+        if packed:
+            for name in ("starts", "num_samples", "text_kind"):
+                batch[name] = np.zeros((count, self.max_utterances), np.int32)
+            batch["text_segments"] = np.zeros((count, self._max_text), np.int32)
+        else:
+            batch |= {"num_samples": np.zeros(count, np.int32), "text_length": np.zeros(count, np.int32)}
+            if self._caption_share:
+                batch["text_kind"] = np.zeros((count, 1), np.int32)
+        fill = _fill_packed if packed else _fill_joined
         numbers = (step * self._batch_size + self._host_rows).tolist()
-        for line, (wave, text) in enumerate(self._pool.map(self._row, numbers)):
-            out["waveform"][line, : len(wave)] = wave.astype(np.float32) / 32767
-            out["num_samples"][line] = len(wave)
-            out["text"][line, : len(text)] = text
-            out["text_length"][line] = len(text)
-        return out
+        for line, utterances in enumerate(self._pool.map(self._row, numbers)):
+            if utterances:
+                fill({name: values[line, ...] for name, values in batch.items()}, utterances)
+        return batch
+
+    @property
+    def max_utterances(self) -> int:
+        """Utterances of the fullest row."""
+        return max(map(len, self._rows))
+
+
+def _fill_joined(row: Batch, utterances: list[Utterance]) -> None:
+    """Lays utterances one after the other into a row, as one sequence."""
+    wave = np.concatenate([one.wave for one in utterances])[: len(row["waveform"])]
+    text = np.concatenate([one.text for one in utterances])
+    row["waveform"][: len(wave)] = wave.astype(np.float32) / 32767
+    row["text"][: len(text)] = text
+    row["num_samples"][...], row["text_length"][...] = len(wave), len(text)
+    if "text_kind" in row:
+        row["text_kind"][0] = utterances[0].kind
+
+
+def _fill_packed(row: Batch, utterances: list[Utterance]) -> None:
+    """Lays utterances into a row with a code frame free between them."""
+    start = behind = 0
+    for place, (wave, text, kind) in enumerate(utterances):
+        row["waveform"][start : start + len(wave)] = wave.astype(np.float32) / 32767
+        row["text"][behind : behind + len(text)] = text
+        row["text_segments"][behind : behind + len(text)] = place + 1
+        row["starts"][place], row["num_samples"][place], row["text_kind"][place] = start, len(wave), kind
+        start, behind = start + (len(wave) // FRAME_SAMPLES + 2) * FRAME_SAMPLES, behind + len(text)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mimo_jax.models.tokenizer import MimoAudioTokenizer, TokenizerConfig, frontend
-from mimo_jax.models.tokenizer.encoder import code_lengths
+from mimo_jax.models.tokenizer.encoder import code_extent
 from mimo_jax.models.transformer import Compute
 
 # As the released tokenizer: mel pieces that are encoded alone, code pieces that are decoded alone, without overlap.
@@ -147,7 +147,7 @@ class AudioCodec:
     ) -> tuple[jax.Array, jax.Array]:
         mel = frontend.log_mel_padded(padded, self.config)
         codes, _ = self._model.apply(variables, mel, lengths, n, method="encode")
-        return codes, code_lengths(jnp.asarray(lengths), self.config)
+        return codes, code_extent(jnp.asarray(lengths), self.config)
 
     def _by_bucket(
         self,

@@ -15,7 +15,7 @@ from mimo_jax.interop import verify_batches as batches
 from mimo_jax.interop.configs import Folder
 from mimo_jax.interop.golden import Arrays, Computed, Golden, Unfit, entry
 from mimo_jax.models.tokenizer import MimoAudioTokenizer, TokenizerConfig
-from mimo_jax.models.tokenizer.encoder import PADDING, hidden_lengths
+from mimo_jax.models.tokenizer.encoder import PADDING, hidden_extent
 
 
 def compute(weights: Folder, golden: Golden) -> Computed:
@@ -121,7 +121,7 @@ def _encode(model: MimoAudioTokenizer, variables: Any, config: TokenizerConfig, 
     apply = jax.jit(lambda v, m, n: model.apply(v, m, n, method=run, mutable="intermediates"))
     (features, frames, codes, quantized), state = jax.device_get(apply(variables, mel, lengths))
     inner = state["intermediates"]["encoder"]
-    before_pool = np.asarray(hidden_lengths(jnp.asarray(lengths), config))
+    before_pool = np.asarray(hidden_extent(jnp.asarray(lengths), config))
     books = batches.books_of(config, variables)
     result: Arrays = {}
     for b, prefix in enumerate(mels):

@@ -9,57 +9,86 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mimo_jax.models.tokenizer import frontend
+from mimo_jax.models.tokenizer import extents, frontend
+from mimo_jax.models.tokenizer.blocks import group_statistics
+from mimo_jax.models.tokenizer.extents import Extent
 
 Array = jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
-class Segments:
+class Stretch:
     """Coarse mel and the waveform that it stands for, cut to the same stretch of time.
 
     Attributes:
-      mel: [B, F, M] input of the vocoder, mel_lengths [B] valid frames.
-      mel_lengths: see mel.
-      waveform: [B, F * hop] what the vocoder should give, num_samples [B] valid samples.
-      num_samples: see waveform.
+      mel: [B, F, M] input of the vocoder, mel_extent its valid frames.
+      mel_extent: see mel.
+      waveform: [B, F * hop] what the vocoder should give, sample_extent its valid samples.
+      sample_extent: see waveform.
     """
 
     mel: Array
-    mel_lengths: Array
+    mel_extent: Extent
     waveform: Array
-    num_samples: Array
+    sample_extent: Extent
 
     @classmethod
-    def whole(cls, mel: Array, mel_lengths: Array, waveform: Array, num_samples: Array, hop: int) -> Segments:
-        """Whole sequences; the waveform is padded or cut to the length that the vocoder gives."""
+    def whole(cls, mel: Array, mel_extent: Extent, waveform: Array, sample_extent: Extent, hop: int) -> Stretch:
+        """Whole rows; the waveform is padded or cut to the length that the vocoder gives."""
         size = mel.shape[1] * hop
         waveform = jnp.pad(waveform, ((0, 0), (0, max(0, size - waveform.shape[1]))))[:, :size]
-        return cls(mel, mel_lengths, waveform, jnp.minimum(num_samples, size))
+        if not isinstance(sample_extent, extents.Packed):
+            sample_extent = jnp.minimum(sample_extent, size)
+        return cls(mel, mel_extent, extents.masked(waveform, sample_extent), sample_extent)
 
-    def random(self, rng: jax.Array, frames: int, hop: int) -> Segments:
-        """A random stretch of `frames` mel frames from each sequence (from its start if it is shorter)."""
-        frames = min(frames, self.mel.shape[1])
-        room = jnp.maximum(self.mel_lengths - frames, 0) + 1
-        starts = jnp.floor(jax.random.uniform(rng, room.shape) * room).astype(jnp.int32)
+    def random(self, rng: jax.Array, frames: int, hop: int, crops: int = 1) -> Stretch:
+        """Random crops of `frames` mel frames, each of one sequence (from its start if it is shorter).
 
-        def cut(x: Array, start: Array, size: int) -> Array:
-            return jax.vmap(lambda row, s: jax.lax.dynamic_slice_in_dim(row, s, size))(x, start)
+        Args:
+          rng: key.
+          frames: of a crop.
+          hop: samples of a frame.
+          crops: from each row; a long sequence of a packed row is drawn more often.
 
-        return Segments(
+        Returns:
+          [B * crops, ...], right-padded: their extents are lengths.
+        """
+        batch, total = self.mel.shape[:2]
+        frames = min(frames, total)
+        which, where = jax.random.uniform(rng, (2, batch, crops))
+        ids = extents.segment_ids(self.mel_extent, total)
+        order = jnp.cumsum(ids > 0, axis=1)
+        # The sequence that a random valid frame belongs to, then a random start within it.
+        wanted = jnp.floor(which * order[:, -1:]).astype(jnp.int32) + 1
+        frame = jnp.argmax(order[:, None, :] >= wanted[..., None], axis=-1)
+        of = jnp.take_along_axis(ids, frame, axis=1)[..., None]  # [B, crops, 1]
+        own = (ids[:, None, :] == of) & (of > 0)
+        first, length = jnp.argmax(own, axis=-1), own.sum(axis=-1)
+        starts = first + jnp.floor(where * (jnp.maximum(length - frames, 0) + 1)).astype(jnp.int32)
+
+        def cut(x: Array, begins: Array, size: int) -> Array:
+            # Room behind the end, so that a late start is not moved.
+            x = jnp.pad(x, [(0, 0), (0, size)] + [(0, 0)] * (x.ndim - 2))
+            pieces = jax.vmap(lambda row, s: jax.vmap(lambda one: jax.lax.dynamic_slice_in_dim(row, one, size))(s))
+            return pieces(x, begins).reshape(batch * crops, size, *x.shape[2:])
+
+        samples = extents.segment_ids(self.sample_extent, total * hop)
+        inside = cut(samples, starts * hop, frames * hop) == of.reshape(-1, 1)
+        valid = inside & (of.reshape(-1, 1) > 0)
+        return Stretch(
             cut(self.mel, starts, frames),
-            jnp.minimum(self.mel_lengths - starts, frames),
-            cut(self.waveform, starts * hop, frames * hop),
-            jnp.clip(self.num_samples - starts * hop, 0, frames * hop),
+            jnp.minimum(first + length - starts, frames).reshape(-1),
+            jnp.where(valid, cut(self.waveform, starts * hop, frames * hop), 0),
+            valid.sum(axis=1),
         )
 
 
-def scaled_mel(waveform: Array, num_samples: Array, sample_rate: int, scale: int, floor: float | None) -> Array:
+def scaled_mel(waveform: Array, extent: Extent, sample_rate: int, scale: int, floor: float | None) -> Array:
     """Mel spectrogram of scale i: 2^i bins, window 15 * 2^(i-1), hop 15 * 2^(i-2), normalised STFT.
 
     Args:
-      waveform: [B, S]; samples behind num_samples [B] count as zero. Half a window of zeros is put before and behind.
-      num_samples: [B].
+      waveform: [B, S]; samples outside the extent count as zero. Half a window of zeros is put before and behind.
+      extent: of the samples.
       sample_rate: in Hz.
       scale: i.
       floor: log(max(mel, floor)); None = linear magnitudes.
@@ -71,8 +100,7 @@ def scaled_mel(waveform: Array, num_samples: Array, sample_rate: int, scale: int
     window_length, hop = 15 * 2 ** (scale - 1), 15 * 2**scale // 4
     window = frontend.hann_window(window_length)
     window = window / np.sqrt(np.sum(np.square(window)))
-    inside = jnp.arange(waveform.shape[1])[None, :] < num_samples[:, None]
-    padded = jnp.pad(jnp.where(inside, waveform, 0), ((0, 0), (window_length // 2, window_length // 2)))
+    padded = jnp.pad(extents.masked(waveform, extent), ((0, 0), (window_length // 2, window_length // 2)))
     power = frontend.magnitude(*frontend.stft(padded, window_length, hop, window))
     mel = power @ frontend.mel_filterbank(sample_rate, window_length, 2**scale, 0, None)
     return mel if floor is None else jnp.log(jnp.maximum(mel, floor))
@@ -81,7 +109,7 @@ def scaled_mel(waveform: Array, num_samples: Array, sample_rate: int, scale: int
 def mel_distance(
     output: Array,
     target: Array,
-    num_samples: Array,
+    extent: Extent,
     sample_rate: int,
     scales: Sequence[int] = (5, 6, 7),
     floor: float | None = 1e-5,
@@ -93,39 +121,46 @@ def mel_distance(
 
     Args:
       output, target: [B, S] waveforms.
-      num_samples: [B] valid samples.
+      extent: of the samples. Packed sequences begin at multiples of every scale's hop.
       sample_rate: in Hz.
       scales: the i of `scaled_mel`.
       floor: see `scaled_mel`.
 
     Returns:
-      (sum [B] over a sequence of its mean distance per frame at each scale, weighted to `count`; count [B] samples).
+      (sum over each sequence of its mean distance per frame at each scale, weighted to `count`; count, its samples);
+      [B, 1], or [B, U] of packed ones.
     """
-    total = jnp.zeros(output.shape[0])
+    num_samples = extents.sums(jnp.ones(output.shape), extent)
+    total = jnp.zeros(num_samples.shape)
     for scale in scales:
-        ours, theirs = (scaled_mel(x, num_samples, sample_rate, scale, floor) for x in (output, target))
-        hop = 15 * 2**scale // 4
-        frames = jnp.where(num_samples > 0, 1 + num_samples // hop, 0)
-        valid = jnp.arange(ours.shape[1])[None, :] < frames[:, None]
-        distance = jnp.where(valid, jnp.abs(ours - jax.lax.stop_gradient(theirs)).mean(axis=-1), 0)
-        total = total + distance.sum(axis=1) / jnp.maximum(frames, 1) / len(scales)
-    return total * num_samples, num_samples.astype(jnp.float32)
+        ours, theirs = (scaled_mel(x, extent, sample_rate, scale, floor) for x in (output, target))
+        frames = _frame_extent(extent, 15 * 2**scale // 4, ours.shape[1])
+        distance = jnp.abs(ours - jax.lax.stop_gradient(theirs)).mean(axis=-1)
+        count = extents.sums(jnp.ones(distance.shape), frames)
+        total = total + extents.sums(distance, frames) / jnp.maximum(count, 1) / len(scales)
+    return total * num_samples, num_samples
 
 
-def frame_l1(output: Array, target: Array, lengths: Array) -> tuple[Array, Array]:
-    """L1 distance of mel arrays [B, F, M] over the first lengths [B] frames: (sum over frames of the mean, frames)."""
-    valid = jnp.arange(output.shape[1])[None, :] < lengths[:, None]
+def _frame_extent(extent: Extent, hop: int, size: int) -> Extent:
+    """Extent of the `size` frames centred at multiples of hop: those at samples of a sequence or just behind them."""
+    if not isinstance(extent, extents.Packed):
+        return jnp.where(extent > 0, 1 + extent // hop, 0)
+    at = extents.segment_ids(extent, size * hop)[:, ::hop]
+    before = jnp.pad(extent.ids, ((0, 0), (1, size * hop)))[:, : size * hop : hop]
+    return extents.Packed(jnp.where(at > 0, at, before), extent.count)
+
+
+def frame_l1(output: Array, target: Array, extent: Extent) -> tuple[Array, Array]:
+    """L1 distance of mel arrays [B, F, M] over the frames of an extent: (sum over frames of the mean, frames)."""
+    valid = extents.valid_mask(extent, output.shape[1])
     distance = jnp.where(valid, jnp.abs(output - target).mean(axis=-1), 0)
     return distance.sum(), valid.sum().astype(jnp.float32)
 
 
-def standardised(x: Array, lengths: Array) -> Array:
-    """x [B, F, M] with mean 0 and variance 1 over the first lengths [B] frames of each sequence."""
-    valid = (jnp.arange(x.shape[1])[None, :] < lengths[:, None])[..., None]
-    count = jnp.maximum(lengths * x.shape[2], 1)[:, None, None]
-    x = x - jnp.where(valid, x, 0).sum(axis=(1, 2), keepdims=True) / count
-    variance = jnp.where(valid, jnp.square(x), 0).sum(axis=(1, 2), keepdims=True) / count
-    return x * jax.lax.rsqrt(variance + 1e-5)
+def standardised(x: Array, extent: Extent) -> Array:
+    """x [B, F, M] with mean 0 and variance 1 over the frames of each sequence."""
+    mean, variance = (value.reshape(x.shape[0], -1, 1) for value in group_statistics(x, extent))
+    return (x - mean) * jax.lax.rsqrt(variance + 1e-5)
 
 
 def ratio(total: Array, count: Array) -> Array:

@@ -13,13 +13,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mimo_jax.models import layers
-from mimo_jax.models.tokenizer import MimoAudioTokenizer, TokenizerConfig, frontend, rvq
+from mimo_jax.models import kernels, layers
+from mimo_jax.models.tokenizer import MimoAudioTokenizer, TokenizerConfig, extents, rvq
 from mimo_jax.models.tokenizer.blocks import FAN_IN, dtypes
+from mimo_jax.models.tokenizer.extents import Extent
 from mimo_jax.models.transformer import Compute, Transformer, TransformerConfig
+from mimo_jax.objectives import audio_batches
 from mimo_jax.objectives.base import Batch, Metrics, Mutable, Params
 from mimo_jax.objectives.cross_entropy import cross_entropy
-from mimo_jax.objectives.reconstruction import Segments, frame_l1, mel_distance, ratio, standardised
+from mimo_jax.objectives.reconstruction import Stretch, frame_l1, mel_distance, ratio, standardised
 
 Array = jax.Array
 
@@ -37,43 +39,66 @@ SMALL_LLM = TransformerConfig(
 
 
 class AudioToText(nn.Module):
-    """The jointly trained text LLM: reads projected audio features, then predicts the text. Dropped after stage 1."""
+    """The jointly trained text LLM: reads projected audio features, then predicts the text. Dropped after stage 1.
+
+    kinds: sorts of text; each has a start vector of its own, which says what to write.
+    """
 
     config: TransformerConfig
     vocab_size: int
     compute: Compute = Compute()
+    kinds: int = 2
 
     @nn.compact
-    def __call__(self, features: Array, lengths: Array, text: Array, text_length: Array) -> Array:
-        """Logits [B, L, vocab_size] of each text token given the audio and the tokens before it.
+    def __call__(self, features: Array, extent: Extent, text: Array, text_extent: Extent, kind: Array) -> Array:
+        """Logits [B, L, vocab_size] of each text token given its sequence's audio and the tokens before it.
 
         Args:
-          features: [B, T, D] quantised features, lengths [B].
-          lengths: valid features.
-          text: [B, L] token ids; text_length [B], 0 = no text.
-          text_length: valid tokens.
+          features: [B, T, D] quantised features.
+          extent: theirs.
+          text: [B, L] token ids.
+          text_extent: theirs; a sequence may have no text.
+          kind: [B, U], of each sequence's text.
         """
         hidden, param_dtype = self.config.hidden_size, jnp.dtype(self.compute.param_dtype)
         init = nn.initializers.normal(self.config.initializer_range)
         table = self.param(
             "embedding", nn.with_logical_partitioning(init, ("vocab", "embed")), (self.vocab_size, hidden), param_dtype
         )
-        start = self.param("start", nn.with_logical_partitioning(init, ("norm",)), (hidden,), param_dtype)
+        start = self.param(
+            "start", nn.with_logical_partitioning(init, (None, "norm")), (self.kinds, hidden), param_dtype
+        )
         project = layers.Linear(
             hidden, (None, "embed"), True, kernel_init=FAN_IN, name="project", **dtypes(self.compute)
         )
-        batch, frames = features.shape[:2]
-        start = jnp.broadcast_to(start, (batch, 1, hidden))
-        x = jnp.concatenate([project(features), start, table[text[:, :-1]]], axis=1)
+        (batch, frames), count = features.shape[:2], text.shape[1]
+        begins = start[extents.spread(kind, text_extent, count)]
+        text_index = extents.positions(text_extent, count)
+        given = jnp.where(text_index[..., None] == 0, begins, table[jnp.pad(text[:, :-1], ((0, 0), (1, 0)))])
+        x = jnp.concatenate([project(features), given.astype(self.compute.dtype)], axis=1)
 
-        # Padding between audio and text is skipped by segment id and by position: text follows the last valid frame.
-        audio_index = jnp.broadcast_to(jnp.arange(frames), (batch, frames))
-        text_index = jnp.arange(text.shape[1])[None, :]
-        positions = jnp.concatenate([audio_index, lengths[:, None] + text_index], axis=1)
-        valid = jnp.concatenate([audio_index < lengths[:, None], text_index < text_length[:, None]], axis=1)
-        y, _ = Transformer(self.config, self.compute, name="transformer")(x, positions, valid.astype(jnp.int32))
+        # A sequence's text follows its last frame: by position, and by segment id wherever in the row it lies.
+        audio_index = jnp.broadcast_to(extents.positions(extent, frames), (batch, frames))
+        behind = extents.spread(extents.sums(jnp.ones((batch, frames)), extent), text_extent, count)
+        positions = jnp.concatenate([audio_index, behind.astype(jnp.int32) + text_index], axis=1)
+        ids = jnp.concatenate([extents.segment_ids(extent, frames), extents.segment_ids(text_extent, count)], axis=1)
+        y = self._transform(x, positions, ids)[:, frames:]
         head = layers.Linear(self.vocab_size, ("embed", "vocab"), kernel_init=init, name="head", **dtypes(self.compute))
-        return head(y[:, frames:])
+        return head(y)
+
+    def _transform(self, x: Array, positions: Array, ids: Array) -> Array:
+        """The Transformer over a row of audio and then text."""
+        transformer = Transformer(self.config, self.compute, name="transformer")
+        if kernels.is_plain(self.compute.attention, x.shape[1]):
+            return transformer(x, positions, ids)[0]
+        # Kernels for packed rows want the positions of a segment side by side.
+        order = jnp.argsort(jnp.where(ids > 0, ids, ids.max() + 1), axis=1, stable=True)
+        x, positions, ids = (
+            jnp.take_along_axis(x, order[..., None], axis=1),
+            *(jnp.take_along_axis(value, order, axis=1) for value in (positions, ids)),
+        )
+        y = transformer(x, positions, ids)[0]
+        return jnp.take_along_axis(y, jnp.argsort(order, axis=1)[..., None], axis=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +113,7 @@ class Forward:
 
 @dataclasses.dataclass(frozen=True)
 class TokenizerObjective:
-    """Stage 1 objective. Batches: `waveform` [B, S], `num_samples` [B], `text` [B, L], `text_length` [B] (0 = none).
+    """Stage 1 objective. Batches as `data.waveforms.WaveformSource` makes them, one utterance a row or packed.
 
     params = {"tokenizer": {encoder, decoder, vocoder}, "llm": ...}, without "llm" if text_weight is 0 (the batch then
     needs no text);
@@ -102,8 +127,9 @@ class TokenizerObjective:
       quantizer: EMA, k-means, dead codes, codebook dropout.
       unquantized_steps: first updates in which features pass the quantiser unchanged; k-means follows.
       text_weight, reconstruction_weight, commitment_weight: of L.
-      segment_frames: mel frames of a random segment of each sequence that is vocoded and compared; 0 = all of it. The
-        vocoder sees a bounded window anyway, and a segment a step costs a fraction of the whole.
+      segment_frames: mel frames of a random segment that is vocoded and compared; 0 = whole rows. The vocoder sees a
+        bounded window anyway, and a segment a step costs a fraction of the whole.
+      segments_per_row: such segments of each row.
       coarse_mel_weight: of the L1 between the decoder's mel and the input's; not in the report, helps small models.
         The input's is standardised per sequence, as the decoder's last norm does with its own.
       scales: of the reconstruction loss.
@@ -121,18 +147,19 @@ class TokenizerObjective:
     commitment_weight: float = 1.0
     coarse_mel_weight: float = 0.0
     segment_frames: int = 0
+    segments_per_row: int = 1
     scales: tuple[int, ...] = (5, 6, 7)
     mel_floor: float | None = 1e-5
 
     def init(self, rng: jax.Array, batch: Batch) -> tuple[Params, Mutable]:
         """Fresh parameters (boxed with logical axes) and state."""
         tokenizer_rng, llm_rng = jax.random.split(rng)
-        mel, lengths = frontend.log_mel(batch["waveform"][:1], batch["num_samples"][:1], self.config)
-        variables = MimoAudioTokenizer(self.config, self.compute).init(tokenizer_rng, mel, lengths)
+        mel, extent, _ = audio_batches.log_mel({name: value[:1] for name, value in batch.items()}, self.config)
+        variables = MimoAudioTokenizer(self.config, self.compute).init(tokenizer_rng, mel, extent)
         params = {"tokenizer": variables["params"]}
         if self.text_weight:
             features, one = jnp.zeros((1, 1, self.config.d_model)), jnp.ones(1, jnp.int32)
-            llm = self._llm().init(llm_rng, features, one, batch["text"][:1], batch["text_length"][:1])
+            llm = self._llm().init(llm_rng, features, one, batch["text"][:1], one, one[:, None])
             params["llm"] = llm["params"]
         mutable = {name: tree for name, tree in variables.items() if name not in ("params", "intermediates")}
         return params, {**mutable, "step": jnp.zeros((), jnp.int32)}
@@ -165,41 +192,44 @@ class TokenizerObjective:
         return AudioToText(self.llm, self.text_vocab_size, self.compute)
 
     def _quantize(
-        self, mutable: Mutable, features: Array, lengths: Array, rng: jax.Array | None
+        self, mutable: Mutable, features: Array, extent: Extent, rng: jax.Array | None
     ) -> tuple[Array, Array, dict[str, Any], Metrics]:
         """(features for the decoder and the LLM, commitment, next codebooks, metrics); rng None = evaluation."""
         codebooks = mutable["codebooks"]["quantizer"]
-        mask = jnp.arange(features.shape[1])[None, :] < lengths[:, None]
+        mask = extents.valid_mask(extent, features.shape[1])
         if rng is None:
             quantized = rvq.decode(codebooks, rvq.encode(codebooks, features, len(codebooks)))
             active = codebooks["layers_0"]["inited"][0] > 0
             return jnp.where(mask[..., None] & active, quantized, features), jnp.float32(0), codebooks, {}
         active = mutable["step"] >= self.unquantized_steps
         updated, out = rvq.train_pass(codebooks, features, mask, rng, self.quantizer, active)
-        return out.quantized, out.commitment, updated, out.metrics
+        return out.quantized, out.commitment, updated, out.metrics | {"fill": mask.mean()}
 
     def _forward(self, params: Params, mutable: Mutable, batch: Batch, rng: jax.Array | None) -> Forward:
-        config, waveform, samples = self.config, batch["waveform"], batch["num_samples"]
+        config = self.config
         model = MimoAudioTokenizer(config, self.compute)
         variables = {"params": params["tokenizer"], "constants": mutable["constants"]}
-        mel, mel_lengths = frontend.log_mel(waveform, samples, config)
-        features, lengths = model.apply(variables, mel, mel_lengths, method="encode_features")
-        quantized, commitment, codebooks, metrics = self._quantize(mutable, features, lengths, rng)
+        mel, mel_extent, samples = audio_batches.log_mel(batch, config)
+        features, extent = model.apply(variables, mel, mel_extent, method="encode_features")
+        quantized, commitment, codebooks, metrics = self._quantize(mutable, features, extent, rng)
 
         sums = {}
-        coarse, coarse_lengths = model.apply(variables, quantized, lengths, method="decode_features")
-        sums["coarse_mel"] = frame_l1(coarse[:, : mel.shape[1]], standardised(mel, mel_lengths), mel_lengths)
+        coarse, coarse_extent = model.apply(variables, quantized, extent, method="decode_features")
+        sums["coarse_mel"] = frame_l1(coarse[:, : mel.shape[1]], standardised(mel, mel_extent), mel_extent)
         if self.reconstruction_weight:
-            part = Segments.whole(coarse, coarse_lengths, waveform, samples, config.hop_length)
+            part = Stretch.whole(coarse, coarse_extent, batch["waveform"], samples, config.hop_length)
             if rng is not None and self.segment_frames:
-                part = part.random(jax.random.fold_in(rng, 1), self.segment_frames, config.hop_length)
-            output = model.apply(variables, part.mel, part.mel_lengths, method="vocode")
+                key = jax.random.fold_in(rng, 1)
+                part = part.random(key, self.segment_frames, config.hop_length, self.segments_per_row)
+            output = model.apply(variables, part.mel, part.mel_extent, method="vocode")
             sums["reconstruction"] = mel_distance(
-                output, part.waveform, part.num_samples, config.sampling_rate, self.scales, self.mel_floor
+                output, part.waveform, part.sample_extent, config.sampling_rate, self.scales, self.mel_floor
             )
         if self.text_weight:
-            text, valid = batch["text"], jnp.arange(batch["text"].shape[1])[None, :] < batch["text_length"][:, None]
-            logits = self._llm().apply({"params": params["llm"]}, quantized, lengths, text, batch["text_length"])
+            text, text_extent = batch["text"], audio_batches.text_extent(batch)
+            valid = extents.valid_mask(text_extent, text.shape[1])
+            kinds = audio_batches.text_kinds(batch)
+            logits = self._llm().apply({"params": params["llm"]}, quantized, extent, text, text_extent, kinds)
             nll = jnp.where(valid, cross_entropy(logits, text), 0)
             sums["text"] = (nll.sum(), valid.sum().astype(jnp.float32))
             right = valid & (logits.argmax(axis=-1) == text)

@@ -13,11 +13,12 @@ import jax
 import jax.numpy as jnp
 
 from mimo_jax.models import layers
-from mimo_jax.models.tokenizer import MimoAudioTokenizer, TokenizerConfig, frontend, rvq
+from mimo_jax.models.tokenizer import MimoAudioTokenizer, TokenizerConfig, extents, rvq
 from mimo_jax.models.tokenizer.discriminators import DiscriminatorConfig, Discriminators
 from mimo_jax.models.transformer import Compute
+from mimo_jax.objectives import audio_batches
 from mimo_jax.objectives.base import Batch, Metrics, Mutable, Params
-from mimo_jax.objectives.reconstruction import Segments, mel_distance, ratio
+from mimo_jax.objectives.reconstruction import Stretch, mel_distance, ratio
 
 Array = jax.Array
 
@@ -55,7 +56,8 @@ class TokenizerGanObjective:
       config: the tokenizer.
       discriminators: their sizes; dropped at export.
       compute: dtypes, remat, attention.
-      segment_frames: mel frames of the random segment of each sequence that is vocoded, compared and judged.
+      segment_frames: mel frames of a random segment that is vocoded, compared and judged.
+      segments_per_row: such segments of each row.
       reconstruction_weight, adversarial_weight, feature_weight: of L_G.
       adversarial_start: share of the stage's budget after which the generator listens to the discriminators; they learn
         from the first step, so that they have something to say by then.
@@ -66,6 +68,7 @@ class TokenizerGanObjective:
     discriminators: DiscriminatorConfig = DiscriminatorConfig()
     compute: Compute = Compute()
     segment_frames: int = 100
+    segments_per_row: int = 1
     reconstruction_weight: float = 1.0
     adversarial_weight: float = 1.0
     feature_weight: float = 2.0
@@ -76,8 +79,8 @@ class TokenizerGanObjective:
     def init(self, rng: jax.Array, batch: Batch) -> tuple[Params, Mutable]:
         """Fresh everything; the frozen half is random until `warm_start`."""
         tokenizer_rng, discriminator_rng = jax.random.split(rng)
-        mel, lengths = frontend.log_mel(batch["waveform"][:1], batch["num_samples"][:1], self.config)
-        variables = dict(MimoAudioTokenizer(self.config, self.compute).init(tokenizer_rng, mel, lengths))
+        mel, extent, _ = audio_batches.log_mel({name: value[:1] for name, value in batch.items()}, self.config)
+        variables = dict(MimoAudioTokenizer(self.config, self.compute).init(tokenizer_rng, mel, extent))
         variables.pop("intermediates", None)
         wave = jnp.zeros((1, self.segment_frames * self.config.hop_length))
         judged = Discriminators(self.discriminators, self.compute).init(discriminator_rng, wave)
@@ -134,7 +137,8 @@ class TokenizerGanObjective:
         self, params: Params, mutable: Mutable, batch: Batch, rng: jax.Array, progress: jax.Array
     ) -> tuple[jax.Array, tuple[Mutable, Metrics]]:
         """L_G + L_D; moves the spectral-norm vectors."""
-        real = self._whole(params, mutable, batch).random(rng, self.segment_frames, self.config.hop_length)
+        rows = self._whole(params, mutable, batch)
+        real = rows.random(rng, self.segment_frames, self.config.hop_length, self.segments_per_row)
         fake, distance = self._vocode(params, mutable, real)
         reconstruction = ratio(*distance)
 
@@ -177,19 +181,19 @@ class TokenizerGanObjective:
             "constants": mutable["constants"],
         }
 
-    def _whole(self, params: Params, mutable: Mutable, batch: Batch) -> Segments:
+    def _whole(self, params: Params, mutable: Mutable, batch: Batch) -> Stretch:
         """The decoder's mel of whole sequences (its norms look at all of a sequence), with their waveforms."""
         variables, codebooks = self._variables(params, mutable), mutable["codebooks"]["quantizer"]
-        mel, lengths = frontend.log_mel(batch["waveform"], batch["num_samples"], self.config)
-        features, lengths = self._model().apply(variables, mel, lengths, method="encode_features")
+        mel, extent, samples = audio_batches.log_mel(batch, self.config)
+        features, extent = self._model().apply(variables, mel, extent, method="encode_features")
         quantized = rvq.decode(codebooks, rvq.encode(codebooks, features, self.config.num_quantizers))
-        quantized = jnp.where(jnp.arange(quantized.shape[1])[None, :, None] < lengths[:, None, None], quantized, 0)
-        coarse, frames = self._model().apply(variables, quantized, lengths, method="decode_features")
-        return Segments.whole(coarse, frames, batch["waveform"], batch["num_samples"], self.config.hop_length)
+        quantized = extents.masked(quantized, extent)
+        coarse, frames = self._model().apply(variables, quantized, extent, method="decode_features")
+        return Stretch.whole(coarse, frames, batch["waveform"], samples, self.config.hop_length)
 
-    def _vocode(self, params: Params, mutable: Mutable, part: Segments) -> tuple[Array, tuple[Array, Array]]:
+    def _vocode(self, params: Params, mutable: Mutable, part: Stretch) -> tuple[Array, tuple[Array, Array]]:
         """(the vocoder's waveform [B, S], zero behind the end of the real one; sum and count of its distance)."""
-        fake = self._model().apply(self._variables(params, mutable), part.mel, part.mel_lengths, method="vocode")
-        fake = jnp.where(jnp.arange(fake.shape[1])[None, :] < part.num_samples[:, None], fake, 0)
+        fake = self._model().apply(self._variables(params, mutable), part.mel, part.mel_extent, method="vocode")
+        fake = extents.masked(fake, part.sample_extent)
         rate = self.config.sampling_rate
-        return fake, mel_distance(fake, part.waveform, part.num_samples, rate, self.scales, self.mel_floor)
+        return fake, mel_distance(fake, part.waveform, part.sample_extent, rate, self.scales, self.mel_floor)

@@ -13,7 +13,7 @@ from mimo_jax.models.tokenizer import TokenizerConfig, frontend
 from mimo_jax.models.tokenizer.discriminators import DiscriminatorConfig, SpectralConv, spectral_norm
 from mimo_jax.models.tokenizer.rvq import RvqTraining
 from mimo_jax.objectives import tokenizer_gan
-from mimo_jax.objectives.reconstruction import Segments, mel_distance, scaled_mel
+from mimo_jax.objectives.reconstruction import Stretch, mel_distance, scaled_mel
 from mimo_jax.objectives.tokenizer import SMALL_LLM, TokenizerObjective
 from mimo_jax.objectives.tokenizer_gan import TokenizerGanObjective
 
@@ -195,7 +195,7 @@ def test_mel_distance_sees_only_valid_samples():
     total, count = mel_distance(a, b, n, 24000)
     cut, _ = mel_distance(a[1:, :4000], b[1:, :4000], n[1:], 24000)
     np.testing.assert_allclose(total[1], cut[0], rtol=1e-5)
-    assert count.tolist() == [9600, 4000] and mel_distance(a, a, n, 24000)[0].sum() == 0
+    assert count.tolist() == [[9600], [4000]] and mel_distance(a, a, n, 24000)[0].sum() == 0
 
 
 def test_segments_stay_aligned():
@@ -203,10 +203,12 @@ def test_segments_stay_aligned():
     ramp = jnp.arange(frames * hop, dtype=jnp.float32)[None].repeat(3, 0)
     mel = ramp[:, ::hop, None]
     lengths = jnp.array([30, 12, 5])
-    part = Segments.whole(mel, lengths, ramp[:, :-3], lengths * hop - 3, hop).random(jax.random.key(1), 8, hop)
+    part = Stretch.whole(mel, lengths, ramp[:, :-3], lengths * hop - 3, hop).random(jax.random.key(1), 8, hop)
     for row in range(3):
         start = int(part.mel[row, 0, 0])
-        np.testing.assert_array_equal(part.waveform[row, : 7 * hop], np.arange(start, start + 7 * hop))
-        assert part.mel_lengths[row] == min(8, int(lengths[row]) - start // hop)
-        assert part.num_samples[row] <= part.mel_lengths[row] * hop
+        valid = int(part.sample_extent[row])
+        np.testing.assert_array_equal(part.waveform[row, :valid], np.arange(start, start + valid))
+        assert not part.waveform[row, valid:].any()
+        assert part.mel_extent[row] == min(8, int(lengths[row]) - start // hop)
+        assert part.sample_extent[row] <= part.mel_extent[row] * hop
     assert part.waveform.shape == (3, 8 * hop)

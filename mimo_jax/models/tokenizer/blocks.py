@@ -10,7 +10,9 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from mimo_jax.models import layers
+from mimo_jax.models import kernels, layers
+from mimo_jax.models.tokenizer import extents
+from mimo_jax.models.tokenizer.extents import E, Extent, masked
 from mimo_jax.models.tokenizer.frontend import frames, overlap_add
 from mimo_jax.models.transformer import Compute
 
@@ -24,17 +26,6 @@ GROUP_NORM_EPS = 1e-5
 def gelu(x: Array) -> Array:
     """GELU with the error function (not its tanh approximation)."""
     return jax.nn.gelu(x, approximate=False)
-
-
-def valid_mask(lengths: Array, size: int) -> Array:
-    """[B, size] bool: the first lengths[b] positions of row b."""
-    return jnp.arange(size)[None, :] < lengths[:, None]
-
-
-def masked(x: Array, lengths: Array) -> Array:
-    """x [B, T, ...] with zeros from position lengths[b] on."""
-    mask = valid_mask(lengths, x.shape[1]).reshape(*x.shape[:2], *[1] * (x.ndim - 2))
-    return jnp.where(mask, x, 0)
 
 
 def dtypes(compute: Compute) -> dict[str, Any]:
@@ -109,23 +100,30 @@ def _bias(module: nn.Module, features: int) -> Array:
     return module.param("bias", init, (features,), jnp.dtype(module.compute.param_dtype))  # type: ignore[attr-defined]
 
 
-def group_statistics(x: Array, lengths: Array) -> tuple[Array, Array]:
-    """Mean and variance [B] over all channels and the first lengths[b] frames of x [B, T, C], in float32."""
-    x = x.astype(jnp.float32)
-    count = jnp.maximum(lengths * x.shape[-1], 1).astype(jnp.float32)
-    mean = masked(x, lengths).sum(axis=(1, 2)) / count
-    variance = masked(jnp.square(x - mean[:, None, None]), lengths).sum(axis=(1, 2)) / count
-    return mean, variance
+def group_statistics(x: Array, extent: Extent) -> tuple[Array, Array]:
+    """Mean and variance over all channels and frames of each sequence of x [B, T, C], in float32.
+
+    [B] each; of packed sequences [B, T], at each frame those of its sequence.
+    """
+    x, size = x.astype(jnp.float32), x.shape[1]
+    frames_of = extents.sums(jnp.ones(x.shape[:2]), extent)
+    count = jnp.maximum(frames_of * x.shape[-1], 1)
+    mean = extents.sums(x.sum(axis=-1), extent) / count
+    centred = x - extents.spread(mean, extent, size)[..., None]
+    variance = extents.sums(jnp.square(centred).sum(axis=-1), extent) / count
+    if isinstance(extent, extents.Packed):
+        return extents.spread(mean, extent, size), extents.spread(variance, extent, size)
+    return mean[:, 0], variance[:, 0]
 
 
 class MaskedGroupNorm(nn.Module):
-    """GroupNorm with one group: statistics over all channels and the first lengths[b] frames of each sequence."""
+    """GroupNorm with one group: statistics over all channels and frames of each sequence."""
 
     compute: Compute = Compute()
 
     @nn.compact
     def __call__(self, x: Array, statistics: tuple[Array, Array]) -> Array:
-        """x [B, T, C], (mean, variance) each [B], as `group_statistics` gives them -> [B, T, C] (not masked)."""
+        """x [B, T, C], (mean, variance) as `group_statistics` gives them -> [B, T, C] (not masked)."""
         init = {"scale": nn.initializers.ones, "bias": nn.initializers.zeros}
         scale, bias = (
             self.param(
@@ -136,7 +134,7 @@ class MaskedGroupNorm(nn.Module):
             ).astype(jnp.float32)
             for name in ("scale", "bias")
         )
-        mean, variance = (value[:, None, None] for value in statistics)
+        mean, variance = (value.reshape(x.shape[0], -1, 1) for value in statistics)
         y = (x.astype(jnp.float32) - mean) * jax.lax.rsqrt(variance + GROUP_NORM_EPS) * scale + bias
         return y.astype(self.compute.dtype)
 
@@ -154,14 +152,13 @@ class Upsample(nn.Module):
         self.conv = ConvTranspose1d(self.features, self.size, self.stride, self.compute)
         self.norm = MaskedGroupNorm(self.compute)
 
-    def __call__(self, x: Array, lengths: Array) -> tuple[Array, Array]:
-        """x [B, T, in], zero behind lengths [B] -> ([B, T * stride, features], lengths * stride), zero behind them."""
-        y = self.conv(x)
-        statistics = group_statistics(y, jnp.where(lengths > 0, (lengths - 1) * self.stride + self.size, 0))
+    def __call__(self, x: Array, extent: E) -> tuple[Array, E]:
+        """x [B, T, in], zero outside its extent -> ([B, T * stride, features], its extent), zero outside it."""
+        y, extent = self.conv(x), extents.stretched(extent, self.stride)
+        statistics = group_statistics(y, extents.prolonged(extent, self.size - self.stride))
         self.sow("intermediates", "statistics", statistics)
         y = self.norm(y, statistics)
-        lengths = lengths * self.stride
-        return masked(y[:, : x.shape[1] * self.stride], lengths), lengths
+        return masked(y[:, : x.shape[1] * self.stride], extent), extent
 
     @property
     def history(self) -> int:
@@ -219,13 +216,13 @@ class Past(NamedTuple):
 
 
 def windowed_attention(
-    query: Array, key: Array, value: Array, lengths: Array, window: tuple[int, int], implementation: str
+    query: Array, key: Array, value: Array, segment_ids: Array, window: tuple[int, int], implementation: str
 ) -> Array:
     """Attention inside a two-sided window, in blocks: cost grows with T, not T^2.
 
     Args:
       query, key, value: [B, T, heads, head_dim].
-      lengths: [B] valid positions.
+      segment_ids: [B, T]; a query sees keys of its own segment.
       window: (left, right), neither -1.
     """
     batch, length, heads, dim = query.shape
@@ -245,8 +242,12 @@ def windowed_attention(
     key_positions = positions[:, :1] - size + jnp.arange(3 * size)[None, :]
     difference = key_positions[:, None, :] - positions[:, :, None]
     near = (difference >= -window[0]) & (difference <= window[1])  # [count, size, 3 size]
-    exists = (key_positions[None] >= 0) & (key_positions[None] < lengths[:, None, None])  # [B, count, 3 size]
-    mask = (near[None] & exists[:, :, None, :]).reshape(batch * count, 1, size, 3 * size)
+    ids = jnp.pad(segment_ids, ((0, 0), (size, size + count * size - length)), constant_values=-1)
+    around = jnp.concatenate(
+        [ids[:, j * size : (j + count) * size].reshape(batch, count, size) for j in range(3)], axis=2
+    )
+    same = ids[:, size : (count + 1) * size].reshape(batch, count, size, 1) == around[:, :, None, :]
+    mask = (near[None] & same).reshape(batch * count, 1, size, 3 * size)
     y = layers.attention(
         block(query).reshape(batch * count, size, heads, dim),
         surround(key),
@@ -258,22 +259,22 @@ def windowed_attention(
 
 
 class SelfAttention(nn.Module):
-    """Self-attention with RoPE over a padded batch; biases on q, v and the output, none on k."""
+    """Self-attention with RoPE within sequences; biases on q, v and the output, none on k."""
 
     config: StackConfig
     compute: Compute
 
     @nn.compact
-    def __call__(self, x: Array, lengths: Array, past: Past | None) -> tuple[Array, Past | None]:
-        """x [B, T, width], lengths [B] -> ([B, T, width], the past with x in it); see `Stack`."""
-        config, heads = self.config, self.config.num_heads
+    def __call__(self, x: Array, extent: Extent, past: Past | None) -> tuple[Array, Past | None]:
+        """x [B, T, width] -> ([B, T, width], the past with x in it); see `Stack`."""
+        config, heads, implementation = self.config, self.config.num_heads, self.compute.attention
 
         def project(name: str, axes: tuple[str, str], y: Array) -> Array:
             bias = name != "k_proj"
             return layers.Linear(config.width, axes, bias, kernel_init=FAN_IN, name=name, **dtypes(self.compute))(y)
 
         split = (*x.shape[:2], heads, config.width // heads)
-        positions = jnp.arange(x.shape[1])[None, :] + (0 if past is None else past.length[:, None])
+        positions = extents.positions(extent, x.shape[1]) + (0 if past is None else past.length[:, None])
         query = layers.apply_rope(project("q_proj", ("embed", "heads"), x).reshape(split), positions, config.rope_theta)
         key = layers.apply_rope(
             project("k_proj", ("embed", "kv_heads"), x).reshape(split), positions, config.rope_theta
@@ -286,19 +287,21 @@ class SelfAttention(nn.Module):
             slots = jnp.arange(past.keys.shape[2])[None, :]
             mask = layers.attention_mask(positions, slots, causal=True, window=config.window)
             y = layers.cached_attention(query, past.keys, past.values, mask)
-        elif min(window) >= 0 and x.shape[1] > 3 * max(*window, 16):
-            y = windowed_attention(query, key, value, lengths, window, self.compute.attention)
-        else:
-            valid = valid_mask(lengths, x.shape[1]).astype(jnp.int32)
-            mask = layers.attention_mask(
-                positions,
-                positions,
-                causal=config.causal,
-                window=config.window,
-                query_segments=jnp.ones_like(valid),  # padding queries read valid keys too: their results are unused
-                key_segments=valid,
+            return project("out_proj", ("heads", "embed"), y.reshape(x.shape)), past
+        ids = extents.segment_ids(extent, x.shape[1])
+        unlimited = config.window[0] < 0 and (config.causal or config.window[1] < 0)
+        if min(window) >= 0 and x.shape[1] > 3 * max(*window, 16):
+            y = windowed_attention(query, key, value, ids, window, implementation)
+        elif unlimited and not kernels.is_plain(implementation, x.shape[1]):
+            count = 1 + (extent.count if isinstance(extent, extents.Packed) else 1)
+            y = kernels.packed_attention(
+                query, key, value, ids, causal=config.causal, implementation=implementation, max_segments=count
             )
-            y = layers.attention(query, key, value, mask, implementation=self.compute.attention)
+        else:
+            mask = layers.attention_mask(
+                positions, positions, causal=config.causal, window=config.window, query_segments=ids, key_segments=ids
+            )
+            y = layers.attention(query, key, value, mask, implementation=implementation)
         return project("out_proj", ("heads", "embed"), y.reshape(x.shape)), past
 
 
@@ -310,13 +313,13 @@ class TransformerLayer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, carry: tuple[Array, Array | None], index: Array, past: Past | None, lengths: Array
+        self, carry: tuple[Array, Array | None], index: Array, past: Past | None, extent: Extent
     ) -> tuple[tuple[Array, Array | None], Past | None]:
-        """carry (x, skip) each [B, T, width], index of the layer, its past, lengths [B]."""
+        """carry (x, skip) each [B, T, width], index of the layer, its past, the extent of x."""
         (x, skip), config, compute = carry, self.config, self.compute
         x = nn.with_logical_constraint(x, ("batch", "length", "activation_embed"))
         h = norm(config.norm, compute, "self_attn_layer_norm")(x)
-        h, past = SelfAttention(config, compute, name="self_attn")(h, lengths, past)
+        h, past = SelfAttention(config, compute, name="self_attn")(h, extent, past)
         x = x + h
         h = norm(config.norm, compute, "final_layer_norm")(x)
         linear: Mapping[str, Any] = {"use_bias": True, "kernel_init": FAN_IN, **dtypes(compute)}
@@ -335,8 +338,8 @@ class Stack(nn.Module):
     compute: Compute = Compute()
 
     @nn.compact
-    def __call__(self, x: Array, lengths: Array, past: Past | None = None) -> tuple[Array, Past | None]:
-        """x [B, T, width], lengths [B] -> ([B, T, width] before any norm, the past with x in it).
+    def __call__(self, x: Array, extent: Extent, past: Past | None = None) -> tuple[Array, Past | None]:
+        """x [B, T, width], its extent -> ([B, T, width] before any norm, the past with x in it).
 
         past: for a causal stack, keys and values of the positions before x, stacked over layers (`Past.empty`).
         """
@@ -350,5 +353,5 @@ class Stack(nn.Module):
         )(self.config, self.compute, name="layers")
         x = x.astype(self.compute.dtype)
         skip = None if self.config.skip is None else jnp.zeros_like(x)
-        (x, skip), past = scanned((x, skip), jnp.arange(self.config.num_layers), past, lengths)
+        (x, skip), past = scanned((x, skip), jnp.arange(self.config.num_layers), past, extent)
         return (x if skip is None else x + skip), past

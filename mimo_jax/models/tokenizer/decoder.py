@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from mimo_jax.models.tokenizer.blocks import Past, Stack, StackConfig, Upsample, group_statistics, masked, norm
+from mimo_jax.models.tokenizer.blocks import Past, Stack, StackConfig, Upsample, group_statistics, norm
 from mimo_jax.models.tokenizer.config import TokenizerConfig
+from mimo_jax.models.tokenizer.extents import E, masked
 from mimo_jax.models.transformer import Compute
 
 Array = jax.Array
@@ -79,14 +80,14 @@ class Decoder(nn.Module):
         self.layer_norm = norm(config.ln_type, compute, None)
         self.dconv2 = Upsample(config.n_mels, config.decoder_kernel_size, config.decoder_stride_size, compute)
 
-    def __call__(self, x: Array, lengths: Array) -> tuple[Array, Array]:
-        """x [B, T, d_model], zero behind lengths [B] -> (coarse mel [B, T * pool * stride, n_mels], its lengths)."""
+    def __call__(self, x: Array, extent: E) -> tuple[Array, E]:
+        """x [B, T, d_model], zero outside its extent -> (coarse mel [B, T * pool * stride, n_mels], its extent)."""
         if self.config.avg_pooler > 1:
-            x, lengths = self.dconv1(x, lengths)
+            x, extent = self.dconv1(x, extent)
             self.sow("intermediates", "dconv1_output", x)
-        x = self.layer_norm(self.transformer(x, lengths)[0])
+        x = self.layer_norm(self.transformer(x, extent)[0])
         self.sow("intermediates", "layer_norm_output", x)
-        return self.dconv2(masked(x, lengths), lengths)
+        return self.dconv2(masked(x, extent), extent)
 
     def open_stream(self, batch: int, slots: int, statistics: GroupStatistics | None) -> DecoderStream:
         """A stream before its first part, with room for `slots` code frames; statistics None = those so far."""

@@ -6,8 +6,10 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from mimo_jax.models.tokenizer.blocks import Conv1d, Stack, StackConfig, gelu, masked, norm
+from mimo_jax.models.tokenizer import extents
+from mimo_jax.models.tokenizer.blocks import Conv1d, Stack, StackConfig, gelu, norm
 from mimo_jax.models.tokenizer.config import TokenizerConfig
+from mimo_jax.models.tokenizer.extents import E, Packed, masked
 from mimo_jax.models.transformer import Compute
 
 Array = jax.Array
@@ -15,16 +17,31 @@ Array = jax.Array
 PADDING = 1  # of both convolutions, whatever their kernel size
 
 
-def hidden_lengths(lengths: Array, config: TokenizerConfig) -> Array:
-    """Frames after the strided convolution, of `lengths` mel frames (0 for 0)."""
-    after_first = lengths + 2 * PADDING - config.kernel_size + 1
-    after_second = (after_first + 2 * PADDING - config.kernel_size) // config.stride_size + 1
-    return jnp.where(lengths > 0, jnp.maximum(after_second, 0), 0)
+def after_first(extent: E, config: TokenizerConfig) -> E:
+    """Extent after the first convolution, of that of mel frames.
+
+    Raises:
+      ValueError: packed sequences and a kernel that changes their length.
+    """
+    if not isinstance(extent, Packed):
+        return extent + 2 * PADDING - config.kernel_size + 1
+    if config.kernel_size != 2 * PADDING + 1:
+        raise ValueError(f"kernel_size is {config.kernel_size}: packed sequences need {2 * PADDING + 1}")
+    return extent
 
 
-def code_lengths(lengths: Array, config: TokenizerConfig) -> Array:
-    """Code frames of `lengths` mel frames."""
-    return -(-hidden_lengths(lengths, config) // config.avg_pooler)
+def hidden_extent(extent: E, config: TokenizerConfig) -> E:
+    """Extent after the strided convolution, of that of mel frames (lengths: 0 for 0)."""
+    first = after_first(extent, config)
+    if isinstance(first, Packed):
+        return extents.strided(first, config.stride_size)
+    after_second = (first + 2 * PADDING - config.kernel_size) // config.stride_size + 1
+    return jnp.where(extent > 0, jnp.maximum(after_second, 0), 0)
+
+
+def code_extent(extent: E, config: TokenizerConfig) -> E:
+    """Extent in code frames, of that of mel frames."""
+    return extents.strided(hidden_extent(extent, config), config.avg_pooler)
 
 
 class Encoder(nn.Module):
@@ -34,20 +51,20 @@ class Encoder(nn.Module):
     compute: Compute = Compute()
 
     @nn.compact
-    def __call__(self, mel: Array, lengths: Array) -> tuple[Array, Array]:
-        """mel [B, F, n_mels], lengths [B] -> (features [B, T, d_model], zero behind each end; code frames [B]).
+    def __call__(self, mel: Array, extent: E) -> tuple[Array, E]:
+        """mel [B, F, n_mels], its extent -> (features [B, T, d_model], zero outside it; their extent).
 
-        Everything behind a sequence's end is zero before each convolution, as if the sequence were alone.
+        Everything outside a sequence is zero before each convolution, as if the sequence were alone.
         """
         config, compute = self.config, self.compute
-        x = Conv1d(config.d_model, config.kernel_size, 1, PADDING, compute=compute, name="conv1")(masked(mel, lengths))
+        x = Conv1d(config.d_model, config.kernel_size, 1, PADDING, compute=compute, name="conv1")(masked(mel, extent))
         self.sow("intermediates", "conv1_output", x)
-        x = masked(gelu(x), lengths + 2 * PADDING - config.kernel_size + 1)
+        x = masked(gelu(x), after_first(extent, config))
         x = Conv1d(config.d_model, config.kernel_size, config.stride_size, PADDING, compute=compute, name="conv2")(x)
         self.sow("intermediates", "conv2_output", x)
         x = gelu(x)
 
-        lengths = hidden_lengths(lengths, config)
+        extent = hidden_extent(extent, config)
         stack = StackConfig(
             width=config.d_model,
             ffn=config.encoder_ffn_dim,
@@ -59,15 +76,15 @@ class Encoder(nn.Module):
             rope_theta=config.rope_theta,
             skip=config.encoder_skip_layer_id,
         )
-        x, _ = Stack(stack, compute, name="transformer")(x, lengths)
+        x, _ = Stack(stack, compute, name="transformer")(x, extent)
         x = norm(config.ln_type, compute, "layer_norm")(x)
         self.sow("intermediates", "layer_norm_output", x)
 
         if config.avg_pooler > 1:
             pool = config.avg_pooler
-            x = jnp.pad(masked(x, lengths), ((0, 0), (0, -x.shape[1] % pool), (0, 0)))
+            x = jnp.pad(masked(x, extent), ((0, 0), (0, -x.shape[1] % pool), (0, 0)))
             x = gelu(Conv1d(config.d_model, pool, pool, use_bias=False, compute=compute, name="down_sample")(x))
             self.sow("intermediates", "down_sample_output", x)
             x = norm(config.ln_type, compute, "down_sample_norm")(x)
-        lengths = -(-lengths // config.avg_pooler)
-        return masked(x, lengths), lengths
+        extent = extents.strided(extent, config.avg_pooler)
+        return masked(x, extent), extent

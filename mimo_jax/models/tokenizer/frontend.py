@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mimo_jax.models.tokenizer.config import TokenizerConfig
+from mimo_jax.models.tokenizer.extents import Packed, masked
 
 Array = jax.Array
 
@@ -87,12 +88,27 @@ def magnitude(real: Array, imag: Array) -> Array:
 
 def reflect_pad(x: Array, num_samples: Array, pad: int) -> Array:
     """x [B, S] -> [B, S + 2 pad]: each row reflected at both ends of its own num_samples [B]; zero behind that."""
-    n = num_samples[:, None]
-    index = jnp.arange(-pad, x.shape[1] + pad)[None, :]
+    return _reflected(x, jnp.zeros_like(num_samples)[:, None], num_samples[:, None], pad)
+
+
+def reflect_pad_packed(x: Array, starts: Array, num_samples: Array, pad: int) -> Array:
+    """As `reflect_pad`, each sequence at starts [B, U] of num_samples [B, U] by itself: 2 pad samples between them."""
+    # What is nearest to a sequence belongs to it: in the padded row its own begins `pad` before it, which is `starts`.
+    marks = jnp.zeros((x.shape[0], x.shape[1] + 2 * pad), jnp.int32)
+    rows = jnp.arange(x.shape[0])[:, None]
+    marks = marks.at[rows, starts].add(jnp.where(num_samples > 0, 1, 0), mode="drop")
+    owner = jnp.maximum(jnp.cumsum(marks, axis=1) - 1, 0)
+    start, size = (jnp.take_along_axis(values, owner, axis=1) for values in (starts, num_samples))
+    return _reflected(x, start, size, pad)
+
+
+def _reflected(x: Array, start: Array, n: Array, pad: int) -> Array:
+    """x [B, S] -> [B, S + 2 pad], each of them from the sequence [start, start + n), reflected at its ends."""
+    index = jnp.arange(-pad, x.shape[1] + pad)[None, :] - start
     period = jnp.maximum(2 * (n - 1), 1)
     folded = jnp.abs(index) % period
     folded = jnp.where(folded >= n, period - folded, folded)
-    padded = jnp.take_along_axis(x, jnp.clip(folded, 0, x.shape[1] - 1), axis=1)
+    padded = jnp.take_along_axis(x, jnp.clip(start + folded, 0, x.shape[1] - 1), axis=1)
     return jnp.where(index < n + pad, padded, 0)
 
 
@@ -109,6 +125,24 @@ def log_mel_padded(padded: Array, config: TokenizerConfig) -> Array:
     return jnp.log(jnp.maximum(mel, LOG_FLOOR))
 
 
+def log_mel_packed(waveform: Array, starts: Array, num_samples: Array, config: TokenizerConfig) -> tuple[Array, Packed]:
+    """As `log_mel`, for several sequences a row.
+
+    Args:
+      waveform: [B, S], S a multiple of `config.samples_per_frame`.
+      starts: [B, U], first sample of each sequence, ascending multiples of `config.samples_per_frame`; between
+        sequences at least one code frame is free.
+      num_samples: [B, U], 0 = no sequence (these come last).
+
+    Returns:
+      (mel [B, S // hop, n_mels], zero outside its extent; extent).
+    """
+    count, hop = waveform.shape[1] // config.hop_length, config.hop_length
+    padded = reflect_pad_packed(waveform, starts, num_samples, config.nfft // 2)
+    extent = Packed.of(starts // hop, mel_lengths(num_samples, config), count)
+    return masked(log_mel_padded(padded, config)[:, :count], extent), extent
+
+
 def log_mel(waveform: Array, num_samples: Array, config: TokenizerConfig) -> tuple[Array, Array]:
     """Natural log of the mel magnitudes (power 1), centred frames, reflect padding at each sequence's own ends.
 
@@ -121,4 +155,4 @@ def log_mel(waveform: Array, num_samples: Array, config: TokenizerConfig) -> tup
     """
     mel = log_mel_padded(reflect_pad(waveform, num_samples, config.nfft // 2), config)
     lengths = mel_lengths(num_samples, config)
-    return jnp.where(jnp.arange(mel.shape[1])[None, :, None] < lengths[:, None, None], mel, 0), lengths
+    return masked(mel, lengths), lengths

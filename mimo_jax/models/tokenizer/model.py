@@ -8,6 +8,7 @@ from flax import linen as nn
 from mimo_jax.models.tokenizer.config import TokenizerConfig
 from mimo_jax.models.tokenizer.decoder import Decoder
 from mimo_jax.models.tokenizer.encoder import Encoder
+from mimo_jax.models.tokenizer.extents import E, stretched
 from mimo_jax.models.tokenizer.rvq import Quantizer
 from mimo_jax.models.tokenizer.vocoder import Vocoder
 from mimo_jax.models.transformer import Compute
@@ -19,7 +20,8 @@ class MimoAudioTokenizer(nn.Module):
     """MiMo-Audio-Tokenizer (arXiv 2512.23808, section 2).
 
     Collections: `params` {encoder, decoder, vocoder}, `codebooks` {quantizer} (moved by EMA, not by gradients) and
-    `constants` {vocoder: window}. Batches are right-padded; every sequence gives what it gives alone.
+    `constants` {vocoder: window}. Batches are right-padded (their extent is lengths [B]) or packed, several sequences a
+    row (`extents.Packed`); every sequence gives what it gives alone.
     """
 
     config: TokenizerConfig
@@ -32,38 +34,38 @@ class MimoAudioTokenizer(nn.Module):
         self.decoder = Decoder(self.config, self.compute)
         self.vocoder = Vocoder(self.config, self.compute)
 
-    def encode_features(self, mel: Array, lengths: Array) -> tuple[Array, Array]:
-        """mel [B, F, n_mels], lengths [B] frames -> (features [B, T, d_model], lengths [B] in code frames)."""
-        return self.encoder(mel, lengths)
+    def encode_features(self, mel: Array, extent: E) -> tuple[Array, E]:
+        """mel [B, F, n_mels], its extent -> (features [B, T, d_model], their extent in code frames)."""
+        return self.encoder(mel, extent)
 
-    def encode(self, mel: Array, lengths: Array, num_quantizers: int | None = None) -> tuple[Array, Array]:
-        """mel [B, F, n_mels], lengths [B] -> (codes [B, T, n] int32, 0 behind each end; lengths [B] in code frames).
+    def encode(self, mel: Array, extent: E, num_quantizers: int | None = None) -> tuple[Array, E]:
+        """mel [B, F, n_mels], its extent -> (codes [B, T, n] int32, 0 outside theirs; their extent in code frames).
 
         Args:
           mel: log-mel frames, see `frontend.log_mel`.
-          lengths: valid mel frames.
+          extent: of the mel frames.
           num_quantizers: n, the first n codebooks; None = all.
         """
-        features, lengths = self.encoder(mel, lengths)
-        return self.quantizer.encode(features, lengths, num_quantizers), lengths
+        features, extent = self.encoder(mel, extent)
+        return self.quantizer.encode(features, extent, num_quantizers), extent
 
-    def decode_features(self, quantized: Array, lengths: Array) -> tuple[Array, Array]:
-        """quantized [B, T, d_model], zero behind lengths [B] -> (coarse mel [B, F, n_mels], lengths [B] in frames)."""
-        return self.decoder(quantized, lengths)
+    def decode_features(self, quantized: Array, extent: E) -> tuple[Array, E]:
+        """quantized [B, T, d_model], zero outside its extent -> (coarse mel [B, F, n_mels], its extent)."""
+        return self.decoder(quantized, extent)
 
-    def vocode(self, mel: Array, lengths: Array) -> Array:
-        """Coarse mel [B, F, n_mels], lengths [B] in frames -> waveform [B, F * hop_length]."""
-        return self.vocoder(mel, lengths)
+    def vocode(self, mel: Array, extent: E) -> Array:
+        """Coarse mel [B, F, n_mels], its extent -> waveform [B, F * hop_length]."""
+        return self.vocoder(mel, extent)
 
-    def decode(self, codes: Array, lengths: Array) -> tuple[Array, Array]:
-        """codes [B, T, n] of the first n codebooks, lengths [B] -> (waveform [B, S], samples [B])."""
-        mel, lengths = self.decoder(self.quantizer.decode(codes, lengths), lengths)
-        return self.vocoder(mel, lengths), lengths * self.config.hop_length
+    def decode(self, codes: Array, extent: E) -> tuple[Array, E]:
+        """codes [B, T, n] of the first n codebooks, their extent -> (waveform [B, S], its extent in samples)."""
+        mel, extent = self.decoder(self.quantizer.decode(codes, extent), extent)
+        return self.vocoder(mel, extent), stretched(extent, self.config.hop_length)
 
-    def reconstruct(self, mel: Array, lengths: Array, num_quantizers: int | None = None) -> tuple[Array, Array]:
-        """Encode and decode: mel [B, F, n_mels], lengths [B] -> (waveform, samples [B])."""
-        return self.decode(*self.encode(mel, lengths, num_quantizers))
+    def reconstruct(self, mel: Array, extent: E, num_quantizers: int | None = None) -> tuple[Array, E]:
+        """Encode and decode: mel [B, F, n_mels], its extent -> (waveform, its extent in samples)."""
+        return self.decode(*self.encode(mel, extent, num_quantizers))
 
-    def __call__(self, mel: Array, lengths: Array) -> tuple[Array, Array]:
+    def __call__(self, mel: Array, extent: E) -> tuple[Array, E]:
         """`reconstruct`: touches every parameter, for `init`."""
-        return self.reconstruct(mel, lengths)
+        return self.reconstruct(mel, extent)

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from mimo_jax.models.tokenizer.blocks import masked
 from mimo_jax.models.tokenizer.config import TokenizerConfig
+from mimo_jax.models.tokenizer.extents import Extent, masked
 
 Array = jax.Array
 Codebooks = dict[str, dict[str, Array]]
@@ -81,18 +81,18 @@ class Quantizer(nn.Module):
     def _tree(self) -> Codebooks:
         return {f"layers_{i}": layer() for i, layer in enumerate(self.layers)}
 
-    def encode(self, x: Array, lengths: Array, num_quantizers: int | None = None) -> Array:
-        """Features [B, T, D], lengths [B] -> codes [B, T, n] int32 of the first n codebooks, 0 behind each end."""
+    def encode(self, x: Array, extent: Extent, num_quantizers: int | None = None) -> Array:
+        """Features [B, T, D], their extent -> codes [B, T, n] int32 of the first n codebooks, 0 outside it."""
         n = self.config.num_quantizers if num_quantizers is None else num_quantizers
         if not 1 <= n <= self.config.num_quantizers:
             raise ValueError(f"num_quantizers is {n}: this tokenizer has 1..{self.config.num_quantizers}")
-        return masked(encode(self._tree(), x, n), lengths)
+        return masked(encode(self._tree(), x, n), extent)
 
-    def decode(self, codes: Array, lengths: Array) -> Array:
-        """codes [B, T, n], lengths [B] -> quantised features [B, T, D] float32, zero behind each end."""
+    def decode(self, codes: Array, extent: Extent) -> Array:
+        """codes [B, T, n], their extent -> quantised features [B, T, D] float32, zero outside it."""
         if codes.shape[-1] > self.config.num_quantizers:
             raise ValueError(f"{codes.shape[-1]} codebooks given: this tokenizer has {self.config.num_quantizers}")
-        return masked(decode(self._tree(), codes), lengths)
+        return masked(decode(self._tree(), codes), extent)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from mimo_jax.models import layers
-from mimo_jax.models.tokenizer.blocks import FAN_IN, Stack, StackConfig, dtypes, masked, norm, valid_mask
+from mimo_jax.models.tokenizer.blocks import FAN_IN, Stack, StackConfig, dtypes, norm
 from mimo_jax.models.tokenizer.config import TokenizerConfig
+from mimo_jax.models.tokenizer.extents import E, masked, stretched, valid_mask
 from mimo_jax.models.tokenizer.frontend import hann_window, overlap_add
 from mimo_jax.models.transformer import Compute
 
@@ -17,26 +18,26 @@ Array = jax.Array
 MAX_MAGNITUDE = 1e2
 
 
-def istft_same(real: Array, imag: Array, window: Array, hop: int, lengths: Array) -> Array:
-    """Inverse STFT with "same" padding: F frames give F * hop samples, whatever is in the frames behind the end.
+def istft_same(real: Array, imag: Array, window: Array, hop: int, extent: E) -> Array:
+    """Inverse STFT with "same" padding: F frames give F * hop samples, whatever is in frames outside the extent.
 
     Args:
       real, imag: [B, F, n_fft // 2 + 1] float32. The imaginary parts of the first and last bin have no effect.
       window: [n_fft].
-      lengths: [B] valid frames; the waveform behind lengths * hop is zero.
+      extent: of the frames; the waveform outside it is zero.
 
     Returns:
       [B, F * hop] float32.
     """
     n_fft, count = window.shape[0], real.shape[1]
-    valid = valid_mask(lengths, count)[:, :, None]
+    valid = valid_mask(extent, count)[:, :, None]
     inner = (jnp.arange(n_fft // 2 + 1) > 0) & (jnp.arange(n_fft // 2 + 1) < n_fft // 2)
     spectrum = jax.lax.complex(jnp.where(valid, real, 0), jnp.where(valid & inner, imag, 0))
     wave = overlap_add(jnp.fft.irfft(spectrum, n=n_fft) * window, hop)
     envelope = overlap_add(valid * jnp.square(window), hop)
     cut = (n_fft - hop) // 2
     wave, envelope = (x[:, cut : cut + count * hop] for x in (wave, envelope))
-    inside = valid_mask(lengths * hop, count * hop)
+    inside = valid_mask(stretched(extent, hop), count * hop)
     return jnp.where(inside, wave / jnp.where(inside, envelope, 1.0), 0)
 
 
@@ -47,13 +48,13 @@ class Vocoder(nn.Module):
     compute: Compute = Compute()
 
     @nn.compact
-    def __call__(self, mel: Array, lengths: Array) -> Array:
-        """mel [B, F, n_mels], lengths [B] in frames -> waveform [B, F * hop_length] float32, zero behind each end."""
+    def __call__(self, mel: Array, extent: E) -> Array:
+        """mel [B, F, n_mels], its extent -> waveform [B, F * hop_length] float32, zero outside it."""
         config, compute = self.config, self.compute
         embed = layers.Linear(
             config.vocoder_dim, (None, "embed"), kernel_init=FAN_IN, name="embeddings", **dtypes(compute)
         )
-        x = embed(masked(mel, lengths))
+        x = embed(masked(mel, extent))
         self.sow("intermediates", "embeddings_output", x)
         stack = StackConfig(
             width=config.vocoder_dim,
@@ -65,7 +66,7 @@ class Vocoder(nn.Module):
             norm=config.ln_type,
             rope_theta=config.rope_theta,
         )
-        x, _ = Stack(stack, compute, name="transformer")(x, lengths)
+        x, _ = Stack(stack, compute, name="transformer")(x, extent)
         x = norm(config.ln_type, compute, "layer_norm")(x)
         self.sow("intermediates", "layer_norm_output", x)
         out = layers.Linear(config.nfft + 2, ("embed", None), True, kernel_init=FAN_IN, name="out", **dtypes(compute))
@@ -76,5 +77,5 @@ class Vocoder(nn.Module):
         # The window is stored with released weights: read it from there, so that export gives back the same bytes.
         window = self.variable("constants", "window", lambda: jnp.asarray(hann_window(config.nfft)))
         return istft_same(
-            magnitude * jnp.cos(phase), magnitude * jnp.sin(phase), window.value, config.hop_length, lengths
+            magnitude * jnp.cos(phase), magnitude * jnp.sin(phase), window.value, config.hop_length, extent
         )
