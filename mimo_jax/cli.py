@@ -55,8 +55,13 @@ def _as_gin_value(value: str) -> str:
     return value
 
 
-def parse_gin(files: Sequence[str], bindings: Sequence[str], search_paths: Sequence[str] = ()) -> None:
-    """Parses gin files, then bindings.
+def parse_gin(
+    files: Sequence[str],
+    bindings: Sequence[str],
+    search_paths: Sequence[str] = (),
+    macros: Mapping[str, str] | None = None,
+) -> None:
+    """Parses gin files, then macros ({"NAME": "value"}; those that no file defines are left out), then bindings.
 
     Raises:
       UserError: a missing file, a syntax error, an unknown parameter or macro, a required value left open.
@@ -74,9 +79,10 @@ def parse_gin(files: Sequence[str], bindings: Sequence[str], search_paths: Seque
     try:
         for file in files:
             gin.parse_config_file(file)
+        known = [f"{name} = {value}" for name, value in (macros or {}).items() if _is_macro(name)]
         for binding in bindings:
             _check_macro(binding)
-        gin.parse_config("\n".join(bindings))
+        gin.parse_config("\n".join([*known, *bindings]))
         gin.finalize()
     except (ValueError, AttributeError, ImportError, SyntaxError, OSError, NameError) as error:
         raise UserError(f"gin: {_one_line(error)}") from error
@@ -90,15 +96,19 @@ def _find(file: str, search_paths: Sequence[str]) -> None:
 
 def _check_macro(binding: str) -> None:
     """A macro set on the command line must exist in the files: gin itself lets a misspelt one pass unused."""
+    name = binding.partition("=")[0].strip()
+    if "." not in name and "/" not in name and not _is_macro(name):
+        raise UserError(f"--gin.{name}: no gin file of this run defines the macro {name}")
+
+
+def _is_macro(name: str) -> bool:
     import gin
 
-    name = binding.partition("=")[0].strip()
-    if "." in name or "/" in name:
-        return
     try:
         gin.query_parameter(f"%{name}")
-    except ValueError as error:
-        raise UserError(f"--gin.{name}: no gin file of this run defines the macro {name}") from error
+    except ValueError:
+        return False
+    return True
 
 
 def _one_line(error: BaseException) -> str:
@@ -108,7 +118,7 @@ def _one_line(error: BaseException) -> str:
 def run(
     function: Callable[..., Any],
     more_files: Callable[[], Sequence[str]] = tuple,
-    more_bindings: Sequence[str] = (),
+    macros: Mapping[str, str] | None = None,
     before: Callable[[], None] | None = None,
     short: Mapping[str, str] | None = None,
 ) -> None:
@@ -117,7 +127,7 @@ def run(
     Args:
       function: called without arguments.
       more_files: gives gin files to be read after those of the command line, once flags are parsed.
-      more_bindings: gin bindings to be read before those of the command line.
+      macros: see `parse_gin`.
       before: called once flags are parsed, before anything is configured.
       short: flags that are short forms: {"flag": "MACRO"} makes --flag=value of --gin.MACRO=value.
     """
@@ -136,8 +146,8 @@ def run(
             before()
         import gin
 
-        files, bindings = [*flags.FLAGS.gin_file, *more_files()], [*more_bindings, *flags.FLAGS.gin_bindings]
-        parse_gin(files, bindings, flags.FLAGS.gin_search_paths)
+        files, bindings = [*flags.FLAGS.gin_file, *more_files()], flags.FLAGS.gin_bindings
+        parse_gin(files, bindings, flags.FLAGS.gin_search_paths, macros)
         gin.get_configurable(function)()
 
     try:

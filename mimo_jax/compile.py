@@ -36,6 +36,7 @@ def compile_step(
     batch: dict[str, jax.ShapeDtypeStruct],
     topology: str,
     audio_share: float = 0.5,
+    audio_hours: float | None = None,
     json_file: str | None = None,
     hlo_file: str | None = None,
 ) -> dict[str, Any]:
@@ -47,6 +48,7 @@ def compile_step(
       batch: shapes of a global batch, see `ahead_of_time.batches`.
       topology: see `ahead_of_time.machines.describe`.
       audio_share: share of positions that hold a patch, for FLOPs.
+      audio_hours: of a stage that reads waveforms: hours whose cost is told.
       json_file: also written there.
       hlo_file: receives the compiled program's text.
 
@@ -61,11 +63,15 @@ def compile_step(
     compiled = steps.compile_for(machine, objective, optimizer, hardware, batch)
     if hlo_file and compiled.text:
         Path(hlo_file).write_text(compiled.text)
-    figures = report.figures(name, compiled, budget, audio_share)
+    figures = report.figures(name, compiled, budget, audio_share, audio_hours)
     print(report.table(figures))
     if json_file:
         Path(json_file).write_text(json.dumps(figures, indent=1) + "\n")
     return figures
+
+
+# Data and folders are not there and not needed.
+_NOT_NEEDED = dict.fromkeys(("PREPARED", "MODEL_DIR", "MANIFEST", "TEXT_TOKENIZER", "INIT_FROM"), "None")
 
 
 def _hardware_files() -> list[str]:
@@ -102,8 +108,7 @@ def main() -> None:
     flags.DEFINE_string("json", None, "file that receives the figures.")
     flags.DEFINE_string("hlo", None, "file that receives the compiled program's text.")
     gin.external_configurable(_from_flags, module="mimo_jax.compile")
-    # Data and folders are not there and not needed.
-    cli.run(_from_flags, more_files=_hardware_files, more_bindings=("PREPARED = None", "MODEL_DIR = None"))
+    cli.run(_from_flags, more_files=_hardware_files, macros=_NOT_NEEDED)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,9 @@ from mimo_jax.models import layers
 from mimo_jax.training.optimizer import FROZEN
 
 GIN = Path(__file__).parents[1] / "gin"
-HARDWARE = sorted(path.stem for path in (GIN / "hardware").glob("*_*.gin"))
+FILES = sorted(path.stem for path in (GIN / "hardware").glob("*_*.gin"))
+HARDWARE = [name for name in FILES if not name.startswith("tokenizer_")]
+OF_TOKENIZER = [name for name in FILES if name.startswith("tokenizer_")]
 DEVICE = SimpleNamespace(name="a device")
 RUNS = {
     "pretrain_7b_understanding": (2048, 2.6e12),
@@ -44,7 +46,7 @@ def resolve(monkeypatch):
 
     def arguments(run, *files):
         gin.clear_config()
-        cli.parse_gin([f"runs/{run}.gin", *files], ["PREPARED = None", "MODEL_DIR = None"])
+        cli.parse_gin([f"runs/{run}.gin", *files], [], macros=compile_script._NOT_NEEDED)
         with pytest.raises(Resolved):
             gin.get_configurable(compile_script.compile_step)(topology="v5p:4x8x8")
         return found
@@ -78,3 +80,25 @@ def test_runs_go_with_every_hardware_file(resolve, run, hardware):
     assert batch["text"].shape[0] % (mesh.data * mesh.fsdp * parts) == 0
     assert objective.compute.dtype == "bfloat16" and objective.compute.param_dtype == "float32"
     assert objective.vocab_chunk and mesh.indivisible == "error"
+
+
+@pytest.mark.parametrize("hardware", OF_TOKENIZER)
+@pytest.mark.parametrize("run", ["tokenizer_1b_unified", "tokenizer_1b_adversarial"])
+def test_runs_of_the_published_tokenizer(resolve, run, hardware):
+    objective, optimizer, mesh, batch = resolve(run, f"hardware/{hardware}.gin")
+    rows, samples = batch["waveform"].shape
+    assert (rows, samples) == (512, 30.72 * 24000) and rows % (mesh.data * mesh.fsdp) == 0 and mesh.microbatches == 1
+    assert objective.compute.dtype == "bfloat16" and objective.compute.param_dtype == "float32"
+    params, mutable = layers.unbox(jax.eval_shape(objective.init, jax.random.key(0), batch))
+    optimizer.labels(params)  # every parameter is in a group
+
+    def count(tree):
+        return sum(int(np.prod(x.shape)) for x in jax.tree.leaves(tree))
+
+    tokenizer = params["tokenizer"] if "tokenizer" in params else {"encoder": mutable["encoder"], **params["generator"]}
+    assert 1.2e9 < count(tokenizer) < 1.3e9
+    # About six FLOPs a parameter and frame that it sees: two frames inside encoder and decoder a code frame.
+    frames = rows * samples / 960
+    stacks = sum(count(tokenizer[name]["transformer"]) for name in ("encoder", "decoder"))
+    trained = 6 if "tokenizer" in params else 4  # a frozen encoder has no backward pass
+    assert 1.0 < objective.step_flops(batch) / (trained * 2 * frames * stacks) < 1.6

@@ -19,3 +19,21 @@ def packed_rows(rows: int, context: int, model: MimoAudioConfig) -> dict[str, ja
         "positions": integers,
         "loss_mask": jax.ShapeDtypeStruct(shape, np.bool_),
     }
+
+
+def waveform_rows(
+    rows: int, max_samples: int, max_text: int = 0, max_utterances: int = 1
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """A packed batch of `data.waveforms.WaveformSource`: rows of `max_samples` samples and `max_text` text ids."""
+
+    def integers(width: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((rows, width), np.int32)
+
+    return {
+        "waveform": jax.ShapeDtypeStruct((rows, max_samples), np.float32),
+        "starts": integers(max_utterances),
+        "num_samples": integers(max_utterances),
+        "text": integers(max_text),
+        "text_segments": integers(max_text),
+        "text_kind": integers(max_utterances),
+    }

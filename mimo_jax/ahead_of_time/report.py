@@ -21,13 +21,19 @@ _FULL_RECOMPUTATION = 4 / 3
 _GIB = 2.0**30
 
 
-def figures(name: str, step: CompiledStep, budget: Budget, audio_share: float) -> dict[str, Any]:
+def figures(
+    name: str, step: CompiledStep, budget: Budget, audio_share: float, audio_hours: float | None = None
+) -> dict[str, Any]:
     """All figures of a step; those that need a compiled program are None where it did not fit."""
     memory, devices = step.memory, step.mesh.devices.size
     rows, context = _rows_and_context(step)
     positions = rows * context
     audio = positions * audio_share
-    flops = model_flops(step.objective, positions - audio, audio, context)
+    seconds_of_audio = _seconds_of_audio(step)
+    if seconds_of_audio is None:
+        flops = model_flops(step.objective, positions - audio, audio, context)
+    else:
+        flops = tuple(step.objective.step_flops(step.batch, causal) for causal in (True, False))  # type: ignore[attr-defined]
     result: dict[str, Any] = {
         "stage": name,
         "topology": step.machine.topology,
@@ -41,8 +47,9 @@ def figures(name: str, step: CompiledStep, budget: Budget, audio_share: float) -
         "hbm_bytes": memory.limit,
         "bytes_by_kind": {**memory.kinds, "temporary": memory.temporary, "program": memory.program},
         "next_knob": None if memory.fits else next_knob(step),
-        "tokens_per_step": positions,
-        "audio_share": audio_share,
+        "tokens_per_step": positions if seconds_of_audio is None else None,
+        "audio_share": audio_share if seconds_of_audio is None else None,
+        "audio_hours_per_step": None if seconds_of_audio is None else seconds_of_audio / 3600,
         "model_flops": None if flops is None else flops[0],
         "model_flops_full_attention": None if flops is None else flops[1],
         "compile_seconds": round(step.seconds, 1),
@@ -55,9 +62,12 @@ def figures(name: str, step: CompiledStep, budget: Budget, audio_share: float) -
         "est_mfu_full": None,
         "collectives": None,
         "budget": None,
+        "est_audio_hours_per_second_per_device": None,
     }
     if step.text:
         result |= _speed(step, flops, positions, devices)
+        if seconds_of_audio is not None:
+            result |= _audio_cost(result, seconds_of_audio / 3600, audio_hours, devices)
         if budget.tokens:
             count = budget.tokens / positions
             seconds = count * result["est_step_seconds"]
@@ -68,6 +78,28 @@ def figures(name: str, step: CompiledStep, budget: Budget, audio_share: float) -
                 "est_device_hours": seconds * devices / 3600,
             }
     return result
+
+
+def _seconds_of_audio(step: CompiledStep) -> float | None:
+    """Of a batch of waveforms, its rows full; None for other batches."""
+    if "waveform" not in step.batch:
+        return None
+    rows, samples = step.batch["waveform"].shape
+    return rows * samples / step.objective.config.sampling_rate  # type: ignore[attr-defined]
+
+
+def _audio_cost(result: Mapping[str, Any], hours_per_step: float, wanted: float | None, devices: int) -> dict[str, Any]:
+    seconds = result["est_step_seconds"]
+    cost_of: dict[str, Any] = {"est_audio_hours_per_second_per_device": hours_per_step / seconds / devices}
+    if wanted:
+        steps = wanted / hours_per_step
+        cost_of["budget"] = {
+            "audio_hours": wanted,
+            "steps": steps,
+            "est_days": steps * seconds / 86400,
+            "est_device_hours": steps * seconds * devices / 3600,
+        }
+    return cost_of
 
 
 def _rows_and_context(step: CompiledStep) -> tuple[int, int]:
@@ -146,7 +178,7 @@ def table(result: Mapping[str, Any]) -> str:
         f"{result['stage']} on {result['topology']}: {result['devices']} devices ({result['device']}), mesh {mesh}, "
         f"{result['microbatches']} microbatches",
         _row("parameters", f"{result['parameters'] / 1e9:.3f} B"),
-        _row("tokens a step", f"{result['tokens_per_step'] / 1e6:.2f} M, {100 * result['audio_share']:.0f} % audio"),
+        _work(result),
         "memory of a device (GiB)",
         *(_row(f"  {kind}", f"{size / _GIB:9.3f}") for kind, size in result["bytes_by_kind"].items()),
         _row("  peak", f"{result['peak_bytes'] / _GIB:9.3f} of {result['hbm_bytes'] / _GIB:.2f}"),
@@ -165,6 +197,12 @@ def table(result: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _work(result: Mapping[str, Any]) -> str:
+    if result["tokens_per_step"] is None:
+        return _row("audio a step", f"{result['audio_hours_per_step']:.2f} hours, rows full")
+    return _row("tokens a step", f"{result['tokens_per_step'] / 1e6:.2f} M, {100 * result['audio_share']:.0f} % audio")
+
+
 def _speed_lines(result: Mapping[str, Any]) -> Sequence[str]:
     lines = ["collectives of a step on a device      count        GiB   est. seconds"]
     for entry in result["collectives"]:
@@ -180,16 +218,19 @@ def _speed_lines(result: Mapping[str, Any]) -> Sequence[str]:
         _row("  communication", f"{communication:.2f} s, of which {100 * share:.0f} % can be hidden"),
         _row("  step", f"{step:.2f} s; {slowest:.2f} s if nothing is hidden"),
     ]
+    if rate := result["est_audio_hours_per_second_per_device"]:
+        lines.append(_row("  audio", f"{rate:.4f} hours a second and device, {3600 * rate:.0f} x real time"))
     if result["est_mfu_causal"] is not None:
         lines.append(
             _row("  MFU", f"{result['est_mfu_causal']:.1%} causal, {result['est_mfu_full']:.1%} full attention")
         )
     if result["budget"]:
         budget = result["budget"]
+        what = f"{budget['tokens']:.3g} tokens" if "tokens" in budget else f"{budget['audio_hours']:.3g} hours of audio"
         lines.append(
             _row(
                 "  the stage's budget",
-                f"{budget['tokens']:.3g} tokens = {budget['steps']:,.0f} steps, {budget['est_days']:.1f} days, "
+                f"{what} = {budget['steps']:,.0f} steps, {budget['est_days']:.1f} days, "
                 f"{budget['est_device_hours']:,.0f} device-hours",
             )
         )

@@ -53,7 +53,7 @@ def parameters(config: MimoAudioConfig) -> dict[str, int]:
     }
 
 
-def attention_flops(config: TransformerConfig, length: int, causal: bool) -> float:
+def attention_flops(config: TransformerConfig, length: float, causal: bool) -> float:
     """Forward FLOPs of the attention of a stack, of one position among ``length``: scores and weighted sum."""
     pairs = 4.0 * config.num_heads * config.head_dim * length * config.num_layers
     return pairs / 2 if causal else pairs

@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from mimo_jax.models import kernels, layers
-from mimo_jax.models.tokenizer import MimoAudioTokenizer, TokenizerConfig, extents, rvq
+from mimo_jax.models.cost import TRAINING, attention_flops, block_matrix_parameters
+from mimo_jax.models.tokenizer import MimoAudioTokenizer, TokenizerConfig, cost, extents, rvq
 from mimo_jax.models.tokenizer.blocks import FAN_IN, dtypes
 from mimo_jax.models.tokenizer.extents import Extent
 from mimo_jax.models.transformer import Compute, Transformer, TransformerConfig
@@ -187,6 +188,29 @@ class TokenizerObjective:
     def tokenizer_variables(self, params: Params, mutable: Mutable) -> dict[str, Params]:
         """Variables of the tokenizer alone, for export."""
         return {"params": params["tokenizer"], "codebooks": mutable["codebooks"], "constants": mutable["constants"]}
+
+    def step_flops(self, batch: Batch, causal: bool = True) -> float:
+        """Model FLOPs of a step on a batch of such shapes, see `models.tokenizer.cost`."""
+        rows, frames, length = cost.row_shape(batch, self.config)
+        each = cost.forward_flops(self.config, length, causal)
+        vocoded = 0.0
+        if self.reconstruction_weight:
+            vocoded = (
+                self.segments_per_row
+                * self.segment_frames
+                / (frames * self.config.avg_pooler * self.config.stride_size)
+                or 1.0
+            )
+        # The quantiser's products are no part of the gradient: distances once, sums of the residuals once.
+        total = TRAINING * (each.encoder + each.decoder + min(vocoded, 1.0) * each.vocoder) + 2 * each.quantizer
+        total *= rows * frames
+        if self.text_weight:
+            ids, llm = batch["text"].shape[1], self.llm
+            positions = llm.num_layers * 2.0 * block_matrix_parameters(llm)
+            positions += attention_flops(llm, length * (1 + ids / frames), causal)
+            text = rows * (frames + ids) * positions + 2.0 * rows * frames * self.config.d_model * llm.hidden_size
+            total += TRAINING * (text + 2.0 * rows * ids * self.text_vocab_size * llm.hidden_size)
+        return total
 
     def _llm(self) -> AudioToText:
         return AudioToText(self.llm, self.text_vocab_size, self.compute)

@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from mimo_jax.models import layers
-from mimo_jax.models.tokenizer import MimoAudioTokenizer, TokenizerConfig, extents, rvq
+from mimo_jax.models.cost import TRAINING
+from mimo_jax.models.tokenizer import MimoAudioTokenizer, TokenizerConfig, cost, extents, rvq
 from mimo_jax.models.tokenizer.discriminators import DiscriminatorConfig, Discriminators
 from mimo_jax.models.transformer import Compute
 from mimo_jax.objectives import audio_batches
@@ -171,6 +172,19 @@ class TokenizerGanObjective:
     def evaluate(self, params: Params, mutable: Mutable, batch: Batch) -> dict[str, tuple[Array, Array]]:
         """Sum and count of the reconstruction loss over whole sequences."""
         return {"reconstruction": self._vocode(params, mutable, self._whole(params, mutable, batch))[1]}
+
+    def step_flops(self, batch: Batch, causal: bool = True) -> float:
+        """Model FLOPs of a step on a batch of such shapes, see `models.tokenizer.cost`."""
+        rows, frames, length = cost.row_shape(batch, self.config)
+        each, crops = cost.forward_flops(self.config, length, causal), rows * self.segments_per_row
+        total = rows * frames * (each.encoder + each.quantizer + TRAINING * each.decoder)
+        total += (
+            crops * self.segment_frames / (self.config.avg_pooler * self.config.stride_size) * TRAINING * each.vocoder
+        )
+        # Of the discriminators: forward and backward of real and fake crops, then of the fakes again, for their input's
+        # gradient alone.
+        judged = cost.discriminator_flops(self.discriminators, self.segment_frames * self.config.hop_length)
+        return total + crops * judged * (2 * TRAINING + 2)
 
     def _model(self) -> MimoAudioTokenizer:
         return MimoAudioTokenizer(self.config, self.compute)

@@ -10,6 +10,7 @@ import pytest
 from mimo_jax.models import kernels, layers
 from mimo_jax.models.tokenizer import MimoAudioTokenizer, extents
 from mimo_jax.objectives import audio_batches
+from mimo_jax.objectives.reconstruction import Stretch
 from tests.objectives.test_tokenizer import CONFIG, GAN, OBJECTIVE
 
 FRAME = CONFIG.samples_per_frame
@@ -68,8 +69,15 @@ def state():
     return params, mutable
 
 
-def apart(x, ids, rate):
-    """The parts of x [2, T, ...] that belong to the four utterances; rate: positions of a code frame."""
+def of_stage_two(state):
+    """Parameters and state of stage 2 after stage 1; its discriminators are not needed here."""
+    params, mutable = state
+    generator = dict(params["tokenizer"])
+    return {"generator": generator, "discriminator": {}}, {**mutable, "encoder": generator.pop("encoder")}
+
+
+def apart(x, ids):
+    """The parts of x [2, T, ...] that belong to the four utterances."""
     x, ids = np.asarray(x), np.asarray(ids)
     return [x[row][ids[row] == place] for row, place in ((0, 1), (0, 2), (0, 3), (1, 1))]
 
@@ -96,7 +104,7 @@ def test_everything_is_as_alone(state, monkeypatch, plain):
     many, many_ids = jax.jit(lambda: run(packed()))()
     for name, tolerance in (("mel", 1e-4), ("features", 5e-5), ("coarse", 5e-5), ("codes", 0), ("wave", 5e-5)):
         expected = [np.asarray(x)[np.asarray(i) == 1] for x, i in zip(one[name], one_ids[name], strict=True)]
-        for u, (found, wanted) in enumerate(zip(apart(many[name], many_ids[name], 1), expected, strict=True)):
+        for u, (found, wanted) in enumerate(zip(apart(many[name], many_ids[name]), expected, strict=True)):
             assert found.shape == wanted.shape and len(wanted), (name, u)
             np.testing.assert_allclose(found, wanted, atol=tolerance, err_msg=f"{name} of utterance {u}")
         outside = np.asarray(many[name])[np.asarray(many_ids[name]) == 0]
@@ -128,14 +136,15 @@ def test_losses_and_gradients_of_stage_one(state, monkeypatch, plain):
 
 
 def test_evaluation_of_both_stages(state):
-    params, mutable = state
-    for name, (total, count) in jax.jit(OBJECTIVE.evaluate)(params, mutable, packed()).items():
-        wanted, number = jax.jit(OBJECTIVE.evaluate)(params, mutable, alone())[name]
+    evaluate = jax.jit(OBJECTIVE.evaluate)
+    found, expected = (evaluate(*state, batch) for batch in (packed(), alone()))
+    for name, (total, count) in found.items():
+        wanted, number = expected[name]
         assert np.sum(count) == np.sum(number) > 0, name
         np.testing.assert_allclose(np.sum(total), np.sum(wanted), rtol=1e-5, err_msg=name)
-    gan = GAN.from_stage1(params, mutable, jax.random.key(0), packed())
-    found, wanted = (jax.jit(GAN.evaluate)(*gan, batch)["reconstruction"] for batch in (packed(), alone()))
-    np.testing.assert_allclose(np.sum(found[0]), np.sum(wanted[0]), rtol=1e-5)
+    evaluate = jax.jit(lambda batch: GAN.evaluate(*of_stage_two(state), batch)["reconstruction"][0])
+    found, wanted = evaluate(packed()), evaluate(alone())
+    np.testing.assert_allclose(np.sum(found), np.sum(wanted), rtol=1e-5)
 
 
 def test_text_reads_its_own_audio_only(state):
@@ -154,10 +163,11 @@ def test_text_reads_its_own_audio_only(state):
 
 
 def test_crops_hold_one_utterance(state):
-    params, mutable = state
-    gan = GAN.from_stage1(params, mutable, jax.random.key(0), packed())
-    whole = GAN._whole(*gan, packed())
-    crops = whole.random(jax.random.key(3), 10, CONFIG.hop_length, crops=64)
+    def cut(batch):
+        whole = GAN._whole(*of_stage_two(state), batch)
+        return dataclasses.astuple(whole.random(jax.random.key(3), 10, CONFIG.hop_length, crops=64))
+
+    crops = Stretch(*jax.jit(cut)(packed()))
     assert crops.mel.shape[0] == crops.waveform.shape[0] == 128 and crops.waveform.shape[1] == 10 * CONFIG.hop_length
     # Each crop is found in one utterance, as long as it says, at a frame of it; long ones come more often.
     waves, hits = utterances(), np.zeros(4, int)

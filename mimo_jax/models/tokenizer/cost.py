@@ -7,6 +7,8 @@ losses are left out. A code frame (25 a second as published) is two frames insid
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 from mimo_jax.models.tokenizer.config import TokenizerConfig
 from mimo_jax.models.tokenizer.discriminators import DiscriminatorConfig
@@ -34,7 +36,7 @@ def _stack(width: int, ffn: int, layers: int, attended: float) -> float:
     return layers * (2.0 * (4 * width * width + 2 * width * ffn) + 4.0 * width * attended)
 
 
-def _attended(window: tuple[int, int], causal: bool, length: int, count_causally: bool) -> float:
+def _attended(window: tuple[int, int], causal: bool, length: float, count_causally: bool) -> float:
     """Mean number of frames that a frame of a sequence of `length` attends to."""
     left, right = (length if side < 0 else min(side, length) for side in window)
     if causal:
@@ -42,7 +44,7 @@ def _attended(window: tuple[int, int], causal: bool, length: int, count_causally
     return min(left + 1 + right, length)
 
 
-def forward_flops(config: TokenizerConfig, code_frames: int, causal: bool = True) -> FrameFlops:
+def forward_flops(config: TokenizerConfig, code_frames: float, causal: bool = True) -> FrameFlops:
     """Forward FLOPs of one code frame of sequences of `code_frames`.
 
     Args:
@@ -71,6 +73,17 @@ def forward_flops(config: TokenizerConfig, code_frames: int, causal: bool = True
         decoder=decoder,
         vocoder=each * pool * config.decoder_stride_size,
     )
+
+
+def row_shape(batch: Mapping[str, Any], config: TokenizerConfig) -> tuple[int, int, float]:
+    """(rows, code frames of a row, code frames of a sequence) of a batch of `data.waveforms`, arrays or their shapes.
+
+    Packed sequences are taken to be as long as a full row allows.
+    """
+    rows, samples = batch["waveform"].shape
+    frames = samples // config.samples_per_frame
+    sequences = batch["starts"].shape[1] if "starts" in batch else 1
+    return rows, frames, frames / sequences
 
 
 def discriminator_flops(config: DiscriminatorConfig, samples: int) -> float:

@@ -66,14 +66,19 @@ class SpectralConv(nn.Module):
     def __call__(self, x: Array) -> Array:
         """x [B, H, W, C] -> [B, H', W', features]."""
         param_dtype = jnp.dtype(self.compute.param_dtype)
+        # Narrow kernels lie whole on every device: there is nothing to save, and a few features do not divide.
+        wide = self.features % 128 == 0
         kernel = self.param(
             "kernel",
-            nn.with_logical_partitioning(FAN_IN, (None, None, None, "embed")),
+            nn.with_logical_partitioning(FAN_IN, (None, None, None, "embed" if wide else None)),
             (*self.size, x.shape[-1], self.features),
             param_dtype,
         )
         bias = self.param(
-            "bias", nn.with_logical_partitioning(nn.initializers.zeros, ("norm",)), (self.features,), param_dtype
+            "bias",
+            nn.with_logical_partitioning(nn.initializers.zeros, ("norm" if wide else None,)),
+            (self.features,),
+            param_dtype,
         )
         u = self.variable(
             "spectral", "u", lambda: _unit(jax.random.normal(self.make_rng("params"), (self.features,), jnp.float32))
