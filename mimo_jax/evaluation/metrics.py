@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib.util
 import multiprocessing
 import os
 from collections.abc import Sequence
@@ -151,7 +152,14 @@ def _resample(wave: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
     return wave if from_rate == to_rate else soxr.resample(wave, from_rate, to_rate)
 
 
+def pesq_is_there() -> bool:
+    """Whether PESQ can be computed: its package exists as source only, and may be missing without a C compiler."""
+    return importlib.util.find_spec("pesq") is not None
+
+
 def _pesq(reference: np.ndarray, degraded: np.ndarray, sample_rate: int, mode: str) -> float:
+    if not pesq_is_there():
+        return float("nan")
     import pesq
 
     reference, degraded = (_resample(wave, sample_rate, PESQ_RATE) for wave in (reference, degraded))

@@ -11,8 +11,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from mimo_jax.evaluation import charts, report_media
-from mimo_jax.evaluation.report_style import SCRIPT, STYLE
+from mimo_jax.evaluation import charts, report_media, report_page
 from mimo_jax.files import write_text
 
 _CURVES_FILE = "metrics.jsonl"
@@ -68,14 +67,7 @@ def render(inputs: ReportInputs) -> str:
             _command(inputs),
         )
     )
-    return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        f'<meta name="viewport" content="width=device-width,initial-scale=1"><title>{escape(inputs.title)}</title>'
-        f"<style>{STYLE}</style></head><body><header><div><h1>{escape(inputs.title)}</h1>"
-        f'<p class="lead">{escape(inputs.lead)}</p>{_tiles(inputs.metrics)}</div></header><main>{body}'
-        f"<footer>Made by mimo_jax. This page is self-contained and makes no request.</footer></main>"
-        f"<script>{SCRIPT}</script></body></html>\n"
-    )
+    return report_page.page(inputs.title, inputs.lead, _tiles(inputs.metrics), body)
 
 
 def _percent(value: Any) -> str:
@@ -101,11 +93,7 @@ def _tiles(metrics: Mapping[str, Any]) -> str:
     add("PESQ", "pesq_wb", "wide band, reconstructions (1 to 4.6)", "{:.2f}".format)
     add("STOI", "stoi", "intelligibility, reconstructions (0 to 1)", "{:.3f}".format)
     add("Wall time", "wall_seconds", "everything, from corpus to report", lambda s: f"{s / 60:.1f} min")
-    cells = (
-        f'<div class="tile"><b>{escape(value)}</b><span>{escape(name)}</span><small>{escape(explanation)}</small></div>'
-        for value, name, explanation in tiles
-    )
-    return f'<div class="tiles">{"".join(cells)}</div>' if tiles else ""
+    return report_page.tiles(tiles)
 
 
 def _first_section(inputs: ReportInputs) -> str | None:
@@ -132,14 +120,13 @@ def _listen(inputs: ReportInputs) -> str:
     cards = []
     heard = [(record_id, item) for record_id, item in parts["original"].items() if item.get("file")]
     for record_id, item in heard[: inputs.listen]:
-        clips = [_clip(folder, item, "Original", None, inputs.clip_seconds)]
+        clips = [report_page.clip(folder, item, "Original", None, inputs.clip_seconds)]
         for name, title in (("reconstruction", "Reconstruction"), ("speech", "Spoken by the model")):
             if other := parts[name].get(record_id):
-                clips.append(_clip(folder, other, title, other["heard"], inputs.clip_seconds))
+                clips.append(report_page.clip(folder, other, title, other["heard"], inputs.clip_seconds))
         if other := parts["continuation"].get(record_id):
-            clips.append(
-                _clip(folder, other, "First half, continued by the model", other["heard"], inputs.clip_seconds)
-            )
+            title = "First half, continued by the model"
+            clips.append(report_page.clip(folder, other, title, other["heard"], inputs.clip_seconds))
         answer = parts["transcription"].get(record_id)
         written = f'<p class="note">Transcribed as <q>{escape(answer["answer"])}</q></p>' if answer else ""
         cards.append(f'<div class="card"><h3>{escape(item["reference"])}</h3>{written}{"".join(clips)}</div>')
@@ -161,18 +148,9 @@ def _other_clips(inputs: ReportInputs) -> str:
             folder = Path(inputs.evaluation_dir or "") / "samples" / section
             for item in items[:2]:
                 asked = item.get("question") or f"{item['kind']}: {item['reference']}"
-                player = _clip(folder, item, title, item["heard"], inputs.clip_seconds)
+                player = report_page.clip(folder, item, title, item["heard"], inputs.clip_seconds)
                 cards.append(f'<div class="card"><h3>{escape(asked)}</h3>{player}</div>')
     return "".join(cards)
-
-
-def _clip(folder: Path, item: Mapping[str, Any], title: str, heard: str | None, seconds: float) -> str:
-    quoted = f" <q>{escape(heard)}</q>" if heard is not None else ""
-    player = "<span>(nothing)</span>"
-    if item.get("file") and (folder / item["file"]).is_file():
-        source = report_media.clip(folder / item["file"], seconds)
-        player = f'<audio controls preload="metadata" src="{source}"></audio>'
-    return f'<div class="clip"><span>{escape(title)}{quoted}</span>{player}</div>'
 
 
 def _spectrograms(inputs: ReportInputs, count: int = 3) -> str:
@@ -288,23 +266,14 @@ def _codebooks(metrics: Mapping[str, Any]) -> str:
     )
 
 
-def _cell(estimate: Mapping[str, Any] | None) -> str:
-    if estimate is None or estimate.get("value") is None:
-        return "<td>-</td>"
-    low, high = estimate["interval_95"]
-    return f"<td>{estimate['value']:.4g} <small>[{low:.3g}, {high:.3g}] n={estimate['n']}</small></td>"
-
-
 def _figures(metrics: Mapping[str, Any]) -> str:
     sections = metrics.get("sections") or {}
     if not sections:
         return ""
     names = list(dict.fromkeys(name for figures in sections.values() for name in figures))
     head = "".join(f"<th>{escape(section)}</th>" for section in sections)
-    rows = "".join(
-        f"<tr><td>{escape(name)}</td>{''.join(_cell(figures.get(name)) for figures in sections.values())}</tr>"
-        for name in names
-    )
+    cells = {name: [report_page.cell(figures.get(name)) for figures in sections.values()] for name in names}
+    rows = "".join(f"<tr><td>{escape(name)}</td>{''.join(row)}</tr>" for name, row in cells.items())
     return (
         "<h2>All figures</h2><p class='note'>With 95 % bootstrap intervals over items. validation: texts never seen, "
         "voices seen in training; test_voices: voices never seen.</p>"

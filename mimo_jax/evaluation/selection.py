@@ -42,10 +42,10 @@ def stable_order(record_id: str) -> bytes:
     return hashlib.sha256(record_id.encode()).digest()
 
 
-def select(records: Sequence[Record], section: Section, limit: int) -> list[Record]:
-    """Up to ``limit`` records of the section whose text holds a word."""
+def select(records: Sequence[Record], section: Section, limit: int, need_text: bool = True) -> list[Record]:
+    """Up to ``limit`` records of the section; with ``need_text`` those whose text holds a word."""
     mine = [r for r in records if r.subset == section.subset and r.split == section.split]
-    mine = [r for r in mine if normalise_text(r.text or "")]
+    mine = [r for r in mine if not need_text or normalise_text(r.text or "")]
     return sorted(mine, key=lambda r: stable_order(r.id))[:limit]
 
 

@@ -18,9 +18,12 @@ import numpy as np
 
 from mimo_jax.data.audio import write_wav
 from mimo_jax.evaluation import metrics
+from mimo_jax.evaluation.judge import Judge
 from mimo_jax.evaluation.parts import Part
 from mimo_jax.evaluation.selection import Conversion, Item, load_items
+from mimo_jax.evaluation.speaker import SpeakerSimilarity
 from mimo_jax.evaluation.systems import ConversionRequest, Shot, SpeechModel, Systems, Wave
+from mimo_jax.objectives.transcripts import normalise_text
 
 
 def item_seeds(seed: int, task: str, ids: Sequence[str]) -> list[int]:
@@ -69,38 +72,84 @@ def _nothing() -> Part:
     return {"figures": {}, "items": []}
 
 
-def original(systems: Systems, items: Sequence[Item], samples: Samples) -> Part:
+def original(judge: Judge | None, items: Sequence[Item], samples: Samples) -> Part:
     """The recogniser on the recordings themselves: the floor of every figure that it judges."""
-    texts = [item.text for item in items]
-    heard = systems.judge.transcribe([item.wave for item in items])
-    files = samples.write("original", _ids(items), [item.wave for item in items])
+    waves = [item.wave for item in items]
+    figures, heard = _read_back("original", judge, items, waves)
+    files = samples.write("original", _ids(items), waves)
     return {
-        "figures": _figures(
-            recogniser_wer_original=metrics.word_error_rate(texts, heard),
-            recogniser_cer_original=metrics.character_error_rate(texts, heard),
-        ),
-        "items": _rows(id=_ids(items), reference=texts, heard=heard, file=files),
+        "figures": figures,
+        "items": _rows(id=_ids(items), reference=[item.text for item in items], heard=heard, file=files),
     }
 
 
 def reconstruction(systems: Systems, items: Sequence[Item], samples: Samples, workers: int | None) -> Part:
     """Encode, decode: intelligibility and signal quality."""
-    texts = [item.text for item in items]
-    decoded = [np.asarray(w, np.float32) for w in systems.codec.decode(systems.codec.encode([i.wave for i in items]))]
-    heard = systems.judge.transcribe(decoded)
-    quality = metrics.speech_qualities([item.wave for item in items], decoded, systems.sample_rate, workers)
+    decoded = systems.codec.decode(systems.codec.encode([i.wave for i in items]))
+    return judged(systems.judge, items, decoded, samples, "reconstruction", workers)
+
+
+def judged(
+    judge: Judge | None,
+    items: Sequence[Item],
+    decoded: Sequence[Wave],
+    samples: Samples,
+    task: str,
+    workers: int | None,
+    speaker: SpeakerSimilarity | None = None,
+) -> Part:
+    """Intelligibility and signal quality of reconstructions.
+
+    Args:
+        judge: None leaves the error rates out.
+        items: the originals.
+        decoded: what became of them, in the same order.
+        samples: the first few are written there as ``task``.
+        task: name of the samples.
+        workers: processes for PESQ; None takes one per core.
+        speaker: compares the voices; None leaves ``speaker_similarity`` out.
+    """
+    decoded = [np.asarray(w, np.float32) for w in decoded]
+    figures, heard = _read_back("reconstruction", judge, items, decoded)
+    waves = [item.wave for item in items]
+    quality = metrics.speech_qualities(waves, decoded, samples.sample_rate, workers)
     measured = {
         field.name: [getattr(q, field.name) for q in quality] for field in dataclasses.fields(metrics.SpeechQuality)
     }
-    files = samples.write("reconstruction", _ids(items), decoded)
+    if speaker is not None:
+        measured["speaker_similarity"] = [float(s) for s in speaker(waves, decoded, samples.sample_rate)]
     return {
-        "figures": _figures(
-            recogniser_wer_reconstruction=metrics.word_error_rate(texts, heard),
-            recogniser_cer_reconstruction=metrics.character_error_rate(texts, heard),
-            **{name: metrics.finite_mean(values) for name, values in measured.items()},
+        "figures": figures | _figures(**{name: metrics.finite_mean(values) for name, values in measured.items()}),
+        "items": _rows(
+            id=_ids(items),
+            reference=[item.text for item in items],
+            heard=heard,
+            file=samples.write(task, _ids(items), decoded),
+            **measured,
         ),
-        "items": _rows(id=_ids(items), reference=texts, heard=heard, file=files, **measured),
     }
+
+
+def _read_back(
+    name: str, judge: Judge | None, items: Sequence[Item], waves: Sequence[Wave]
+) -> tuple[dict[str, Any], Sequence[str | None]]:
+    """(error rates of what the recogniser hears against the texts, what it hears); nothing without a recogniser."""
+    if judge is None:
+        return {}, [None] * len(items)
+    heard = judge.transcribe(waves)
+    said = [(item.text, h) for item, h in zip(items, heard, strict=True) if normalise_text(item.text)]
+    if not said:
+        return {}, heard
+    texts, answers = zip(*said, strict=True)
+    return (
+        _figures(
+            **{
+                f"recogniser_wer_{name}": metrics.word_error_rate(texts, answers),
+                f"recogniser_cer_{name}": metrics.character_error_rate(texts, answers),
+            }
+        ),
+        heard,
+    )
 
 
 def transcription(model: SpeechModel, items: Sequence[Item], seed: int) -> Part:

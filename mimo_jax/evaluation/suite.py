@@ -138,7 +138,7 @@ def _measure_section(
         logger.info("evaluating %s, %s", section.name, name)
         parts[name] = store.get(f"{section.name}/{name}", compute)
 
-    part("original", lambda: speech_parts.original(systems, items, samples))
+    part("original", lambda: speech_parts.original(systems.judge, items, samples))
     part("reconstruction", lambda: speech_parts.reconstruction(systems, items, samples, options.workers))
     if systems.model is not None:
         for name, compute in _model_parts(systems, records, root, section, items, samples, options).items():
