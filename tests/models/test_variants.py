@@ -21,7 +21,7 @@ from mimo_jax.inference.engine import Engine, Request
 from mimo_jax.interop import configs, hf
 from mimo_jax.models import transformer
 from mimo_jax.models.mimo_audio import MimoAudio
-from mimo_jax.models.tokenizer import MimoAudioTokenizer, blocks, frontend
+from mimo_jax.models.tokenizer import MimoAudioTokenizer, blocks, extents, frontend
 from mimo_jax.models.transformer import Compute
 from tests.reference import ops, weights
 from tests.reference.lm import LanguageModel
@@ -191,7 +191,7 @@ def test_attention_in_blocks(window, length):
     query, key, value = np.random.default_rng(0).normal(size=(3, 4, length, heads, dim)).astype(np.float32)
     lengths = np.array([length, length - 1, length - size - 3, 1])
     attend = jax.jit(lambda *x: blocks.windowed_attention(*x, window, "xla"))
-    found = attend(query, key, value, lengths)
+    found = attend(query, key, value, extents.segment_ids(lengths, length))
     for b, n in enumerate(lengths):
         flattened = [x[b, :n].reshape(n, -1).astype(np.float64) for x in (query, key, value)]
         assert_close(f"{n} of {length}", found[b, :n].reshape(n, -1), ops.attend(*flattened, heads, heads, window))
