@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import shlex
 import sys
@@ -32,7 +33,9 @@ from absl import app, flags
 
 from mimo_jax import cli
 from mimo_jax.chain import Chain, Stage
+from mimo_jax.data.audio import SAMPLE_RATE
 from mimo_jax.data.manifest import read_manifest
+from mimo_jax.data.waveforms import FRAME_SAMPLES
 from mimo_jax.preparation.sources.base import SourceError
 from mimo_jax.preparation.sources.opening import open_source
 
@@ -108,11 +111,15 @@ PRESETS = {
 
 
 def fitted_to(manifest: Path) -> dict[str, list[str]]:
-    """Gin bindings per stage that fit the shapes to a user's recordings: rows hold the longest, up to 20 s."""
+    """Gin bindings per stage that fit the shapes to a user's recordings: rows hold the longest, up to 20 s.
+
+    Rows are a whole number of code frames long, as packed ones have to be.
+    """
     records = read_manifest(manifest)
     seconds = min(max(4.0, *(record.duration or 0.0 for record in records)) + 0.1, 20.0)
     rows = max(4, round(64 / seconds))
-    wave = [f"MAX_SAMPLES={round(seconds * 24000)}", f"BATCH_ROWS={rows}", f"MAX_TEXT={round(60 * seconds)}"]
+    samples = math.ceil(seconds * SAMPLE_RATE / FRAME_SAMPLES) * FRAME_SAMPLES
+    wave = [f"MAX_SAMPLES={samples}", f"BATCH_ROWS={rows}", f"MAX_TEXT={round(60 * seconds)}"]
     context = 256 if seconds < 5 else 1024
     language = [f"CONTEXT={context}", f"BATCH_ROWS={max(2, 4 * 256 // context)}"]
     language += ["PATCH_CAPACITY=0.9", "LABELLED_CAPACITY=0.8"]  # whatever the share of audio

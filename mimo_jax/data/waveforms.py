@@ -65,8 +65,9 @@ class WaveformSource:
             several whole utterances, one after the other, audio and text alike: little of a fixed-shape batch is
             padding then. Which utterances share a row is planned once, by best fit. "packed" does so, too, but keeps
             them apart: each begins at a multiple of `FRAME_SAMPLES` with at least one such frame free before it, so
-            that the tokenizer gives each what it gives it alone (`models.tokenizer.extents`). Both skip what is longer
-            than S: cut long recordings into utterances first (`mimo_jax.prepare`).
+            that the tokenizer gives each what it gives it alone (`models.tokenizer.extents`); one of exactly S loses
+            its last sample, which would take a code frame more. Both skip what is longer than S: cut long recordings
+            into utterances first (`mimo_jax.prepare`).
         seed: of order and crops.
         host_index, host_count: this host's slice of the batch.
         repeat: False gives one pass; rows behind its end have ``num_samples`` 0.
@@ -156,7 +157,8 @@ class WaveformSource:
             else:
                 self.records.append(record)
                 self._text.append(text)
-                self._samples_of.append(samples)
+                # n samples have 1 + n // FRAME_SAMPLES code frames.
+                self._samples_of.append(min(samples, self._max_samples - (self._lengths == "packed")))
 
     def _plan_rows(self) -> list[np.ndarray]:
         """Utterances of each row; one each, unless rows are joined or packed."""

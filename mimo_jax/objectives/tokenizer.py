@@ -226,7 +226,7 @@ class TokenizerObjective:
             active = codebooks["layers_0"]["inited"][0] > 0
             return jnp.where(mask[..., None] & active, quantized, features), jnp.float32(0), codebooks, {}
         active = mutable["step"] >= self.unquantized_steps
-        updated, out = rvq.train_pass(codebooks, features, mask, rng, self.quantizer, active)
+        updated, out = rvq.train_pass(codebooks, features, extent, rng, self.quantizer, active)
         return out.quantized, out.commitment, updated, out.metrics | {"fill": mask.mean()}
 
     def _forward(self, params: Params, mutable: Mutable, batch: Batch, rng: jax.Array | None) -> Forward:

@@ -184,8 +184,16 @@ def test_crops_hold_one_utterance(state):
     assert hits[3] == 64 and hits[0] > hits[1] > 5
 
 
-def test_another_kernel_size_is_refused():
-    config = dataclasses.replace(CONFIG, kernel_size=5)
-    objective = dataclasses.replace(OBJECTIVE, config=config)
-    with pytest.raises(ValueError, match="kernel_size is 5: packed sequences need 3"):
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"kernel_size": 5}, "kernel_size is 5: packed sequences need 3"),
+        ({"nfft": 1200}, "nfft is 1200: packed sequences need 960 or less"),
+        ({"decoder_stride_size": 1}, "stride_size 2 is not decoder_stride_size 1"),
+        ({"hop_length": 250}, "packed rows of 19200 samples: give a multiple of 1000"),
+    ],
+)
+def test_what_cannot_be_packed_is_refused(changes, complaint):
+    objective = dataclasses.replace(OBJECTIVE, config=dataclasses.replace(CONFIG, **changes))
+    with pytest.raises(ValueError, match=complaint):
         jax.eval_shape(objective.init, jax.random.key(0), packed())

@@ -1,4 +1,10 @@
-"""Short runs of a stage on a mesh, for comparison."""
+"""Short runs of a stage on a mesh, for comparison, also in processes of their own."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -10,8 +16,34 @@ from mimo_jax.training import program
 from mimo_jax.training.optimizer import Optimizer
 from tests.training.synthetic import SyntheticSource, tiny_model
 
+ROOT = Path(__file__).resolve().parents[2]
 STEPS = 20
 ONE = mesh_lib.Hardware(data=1)
+
+
+def start(program, *arguments, devices, **environment):
+    """A Python process with simulated devices that runs a program (text)."""
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    return subprocess.Popen(
+        [sys.executable, "-c", program, *map(str, arguments)],
+        env={**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT), **environment},
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def in_two_processes(program, *arguments):
+    """What a program prints in each of two processes with four devices; its arguments: address, index, *arguments."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    processes = [start(program, address, index, *arguments, devices=4) for index in range(2)]
+    outputs = [process.communicate(timeout=300) for process in processes]
+    for process, (_, errors) in zip(processes, outputs, strict=True):
+        assert process.returncode == 0, errors[-3000:]
+    return [out for out, _ in outputs]
 
 
 class Rows:

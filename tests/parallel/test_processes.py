@@ -1,18 +1,11 @@
 """Eight devices of two processes compute what eight devices of one do; the partitioner has nothing to complain of."""
 
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 from mimo_jax.parallel.mesh import Hardware
-from tests.parallel.runs import run
+from tests.parallel.runs import in_two_processes, run, start
 
-ROOT = Path(__file__).resolve().parents[2]
 PROCESS = """
 import sys, jax
 jax.config.update("jax_platforms", "cpu")
@@ -26,32 +19,10 @@ print("LOSSES", *run(hardware, source=Rows(index, 2 if address else 1), steps=st
 """
 
 
-def start(address, index, axes, devices, steps, **environment):
-    flags = f"--xla_force_host_platform_device_count={devices}"
-    return subprocess.Popen(
-        [sys.executable, "-c", PROCESS, address, str(index), axes, str(steps)],
-        env={**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT), **environment},
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def two_processes(axes, steps):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    processes = [start(address, index, axes, 4, steps) for index in range(2)]
-    outputs = [process.communicate(timeout=300) for process in processes]
-    for process, (_, errors) in zip(processes, outputs, strict=True):
-        assert process.returncode == 0, errors[-3000:]
-    lines = [line for out, _ in outputs for line in out.splitlines() if line.startswith("LOSSES")]
-    return [np.array(line.split()[1:], float) for line in lines]
-
-
 def check_two_processes(hardware, axes, steps):
-    losses = two_processes(axes, steps)
+    outputs = in_two_processes(PROCESS, axes, steps)
+    lines = [line for out in outputs for line in out.splitlines() if line.startswith("LOSSES")]
+    losses = [np.array(line.split()[1:], float) for line in lines]
     assert len(losses) == 2
     np.testing.assert_array_equal(losses[0], losses[1])
     np.testing.assert_allclose(losses[0], run(hardware, steps=steps)[:, 0], rtol=1e-4)
@@ -69,7 +40,7 @@ def test_two_processes_on_other_meshes(axes):
 
 
 def warnings(axes):
-    process = start("", 0, axes, 8, 1, TF_CPP_MIN_LOG_LEVEL="0", JAX_ENABLE_COMPILATION_CACHE="false")
+    process = start(PROCESS, "", 0, axes, 1, devices=8, TF_CPP_MIN_LOG_LEVEL="0", JAX_ENABLE_COMPILATION_CACHE="false")
     out, errors = process.communicate(timeout=300)
     assert process.returncode == 0 and "LOSSES" in out, errors[-3000:]
     return [line for line in errors.splitlines() if "rematerialization" in line]

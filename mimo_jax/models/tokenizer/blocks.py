@@ -293,9 +293,14 @@ class SelfAttention(nn.Module):
         if min(window) >= 0 and x.shape[1] > 3 * max(*window, 16):
             y = windowed_attention(query, key, value, ids, window, implementation)
         elif unlimited and not kernels.is_plain(implementation, x.shape[1]):
-            count = 1 + (extent.count if isinstance(extent, extents.Packed) else 1)
             y = kernels.packed_attention(
-                query, key, value, ids, causal=config.causal, implementation=implementation, max_segments=count
+                query,
+                key,
+                value,
+                ids,
+                causal=config.causal,
+                implementation=implementation,
+                max_segments=1 + extents.capacity(extent),
             )
         else:
             mask = layers.attention_mask(

@@ -53,6 +53,11 @@ def segment_ids(extent: Extent, size: int) -> Array:
     return jnp.pad(ids, ((0, 0), (0, size - ids.shape[1])))
 
 
+def capacity(extent: Extent) -> int:
+    """Sequences that a row has room for."""
+    return extent.count if isinstance(extent, Packed) else 1
+
+
 def valid_mask(extent: Extent, size: int) -> Array:
     """[B, size] bool: positions that belong to a sequence."""
     return segment_ids(extent, size) > 0
@@ -100,8 +105,7 @@ def prolonged(extent: E, more: int) -> E:
 
 def sums(x: Array, extent: Extent) -> Array:
     """Sums over each sequence of x [B, T]: [B, 1], or [B, count] of packed ones; float32."""
-    ids, count = segment_ids(extent, x.shape[1]), extent.count if isinstance(extent, Packed) else 1
-    one_hot = ids[:, :, None] == jnp.arange(1, count + 1)
+    one_hot = segment_ids(extent, x.shape[1])[:, :, None] == jnp.arange(1, capacity(extent) + 1)
     return jnp.where(one_hot, x.astype(jnp.float32)[:, :, None], 0).sum(axis=1)
 
 

@@ -136,7 +136,17 @@ def log_mel_packed(waveform: Array, starts: Array, num_samples: Array, config: T
 
     Returns:
       (mel [B, S // hop, n_mels], zero outside its extent; extent).
+
+    Raises:
+      ValueError: S is no multiple of a code frame, frames are not decoded at the rate at which they are encoded, or an
+        analysis window reaches over the gap of one code frame.
     """
+    if config.stride_size != config.decoder_stride_size:
+        raise ValueError(f"stride_size {config.stride_size} is not decoder_stride_size {config.decoder_stride_size}")
+    if waveform.shape[1] % config.samples_per_frame:
+        raise ValueError(f"packed rows of {waveform.shape[1]} samples: give a multiple of {config.samples_per_frame}")
+    if config.nfft > config.samples_per_frame:
+        raise ValueError(f"nfft is {config.nfft}: packed sequences need {config.samples_per_frame} or less")
     count, hop = waveform.shape[1] // config.hop_length, config.hop_length
     padded = reflect_pad_packed(waveform, starts, num_samples, config.nfft // 2)
     extent = Packed.of(starts // hop, mel_lengths(num_samples, config), count)

@@ -2,7 +2,8 @@
 
 The codebooks are a tree {"layers_i": {"embed" [K, D], "embed_avg" [K, D], "cluster_size" [K], "inited" [1]}} of
 float32 arrays. Training is a pure function from tree to tree. All statistics are sums over the whole batch, so that
-under `jax.jit` with a sharded batch they are global, whatever the sharding.
+under `jax.jit` with a sharded batch they are global, whatever the sharding; only sums of the size of a codebook then
+travel between devices, never features.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from mimo_jax.models.tokenizer import extents
 from mimo_jax.models.tokenizer.config import TokenizerConfig
 from mimo_jax.models.tokenizer.extents import Extent, masked
 
@@ -136,32 +138,42 @@ class RvqOutput:
     metrics: dict[str, Array]
 
 
-def sample_rows(rng: jax.Array, x: Array, mask: Array, count: int) -> Array:
-    """`count` rows of x [N, D], drawn with replacement from those with mask [N]."""
-    order = jnp.cumsum(mask.astype(jnp.int32))
-    wanted = jnp.floor(jax.random.uniform(rng, (count,)) * order[-1]).astype(jnp.int32) + 1
-    return x[jnp.minimum(jnp.searchsorted(order, wanted), x.shape[0] - 1)]
+def sample_frames(rng: jax.Array, x: Array, mask: Array, count: int) -> Array:
+    """`count` frames of x [B, T, D], drawn with replacement from those with mask [B, T]: [count, D].
+
+    A frame is found by counting the frames before it, each device among its own: an index of all frames, in order to
+    search it, would have to be gathered.
+    """
+    within = jnp.cumsum(mask.astype(jnp.int32), axis=1)
+    of_row = within[:, -1]
+    rank = (jnp.cumsum(of_row) - of_row)[:, None] + within
+    wanted = jnp.floor(jax.random.uniform(rng, (count,)) * of_row.sum()).astype(jnp.int32) + 1
+    before = (rank.reshape(1, -1) < wanted[:, None]).sum(axis=1)
+    return x.reshape(-1, x.shape[-1])[jnp.minimum(before, mask.size - 1)]
 
 
 def assignment_sums(x: Array, codes: Array, mask: Array, size: int) -> tuple[Array, Array]:
-    """Count [K] and sum [K, D] of the rows of x [N, D] with each code; rows without mask [N] are left out."""
+    """Count [K] and sum [K, D] of the frames of x [B, T, D] with each code; those without mask [B, T] are left out."""
     one_hot = jax.nn.one_hot(jnp.where(mask, codes, size), size, dtype=jnp.float32)
-    return one_hot.sum(axis=0), jnp.matmul(one_hot.T, x, precision="highest")
+    return one_hot.sum(axis=(0, 1)), jnp.einsum("btk,btd->kd", one_hot, x, precision="highest")
 
 
 def kmeans(rng: jax.Array, x: Array, mask: Array, size: int, iterations: int) -> tuple[Array, Array]:
-    """Lloyd's algorithm from random rows of x [N, D]: (centres [K, D], counts [K]); empty clusters keep their place."""
+    """Lloyd's algorithm from random frames of x [B, T, D] with mask [B, T]: (centres [K, D], counts [K]).
+
+    Empty clusters keep their place.
+    """
 
     def step(_: int, centres: Array) -> Array:
         counts, sums = assignment_sums(x, nearest(x, centres), mask, size)
         return jnp.where(counts[:, None] > 0, sums / jnp.maximum(counts, 1)[:, None], centres)
 
-    centres = jax.lax.fori_loop(0, iterations, step, sample_rows(rng, x, mask, size))
+    centres = jax.lax.fori_loop(0, iterations, step, sample_frames(rng, x, mask, size))
     return centres, assignment_sums(x, nearest(x, centres), mask, size)[0]
 
 
 def initialise(book: dict[str, Array], rng: jax.Array, x: Array, mask: Array, options: RvqTraining) -> dict[str, Array]:
-    """The codebook, after k-means on x [N, D] if it is not initialised yet."""
+    """The codebook, after k-means on x [B, T, D] if it is not initialised yet."""
 
     def fresh(_: dict[str, Array]) -> dict[str, Array]:
         size = book["embed"].shape[0]
@@ -186,9 +198,9 @@ def ema_update(book: dict[str, Array], counts: Array, sums: Array, options: RvqT
 def replace_dead(
     book: dict[str, Array], rng: jax.Array, x: Array, mask: Array, threshold: Array
 ) -> tuple[dict[str, Array], Array]:
-    """Codes with an EMA count below `threshold` become rows of x [N, D] with that count. Returns also their number."""
+    """Codes with an EMA count below `threshold` become frames of x [B, T, D] with that count; also how many did."""
     dead = book["cluster_size"] < threshold
-    samples = sample_rows(rng, x, mask, dead.shape[0])
+    samples = sample_frames(rng, x, mask, dead.shape[0])
     replaced = {
         **book,
         "embed": jnp.where(dead[:, None], samples, book["embed"]),
@@ -199,14 +211,14 @@ def replace_dead(
 
 
 def train_pass(
-    codebooks: Codebooks, x: Array, mask: Array, rng: jax.Array, options: RvqTraining, active: Array | bool = True
+    codebooks: Codebooks, x: Array, extent: Extent, rng: jax.Array, options: RvqTraining, active: Array | bool = True
 ) -> tuple[Codebooks, RvqOutput]:
     """Quantises features and moves the codebooks.
 
     Args:
       codebooks: the tree described at the top of this file.
       x: [B, T, D] features (gradients flow to them through `quantized` and `commitment`).
-      mask: [B, T] bool, valid frames; at least one.
+      extent: of the frames; at least one.
       rng: key for k-means, replacements and dropout.
       options: how to learn.
       active: scalar bool; while False the features pass unchanged, nothing is learned and all metrics are 0.
@@ -217,55 +229,57 @@ def train_pass(
 
     def skip() -> tuple[Codebooks, RvqOutput]:
         zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes[1])
-        quantized = jnp.where(mask[..., None], x, 0)
-        return codebooks, dataclasses.replace(zeros, quantized=quantized)
+        return codebooks, dataclasses.replace(zeros, quantized=masked(x, extent))
 
     if active is True:
-        return _train_pass(codebooks, x, mask, rng, options)
-    shapes = jax.eval_shape(lambda: _train_pass(codebooks, x, mask, rng, options))
-    return jax.lax.cond(active, lambda: _train_pass(codebooks, x, mask, rng, options), skip)
+        return _train_pass(codebooks, x, extent, rng, options)
+    shapes = jax.eval_shape(lambda: _train_pass(codebooks, x, extent, rng, options))
+    return jax.lax.cond(active, lambda: _train_pass(codebooks, x, extent, rng, options), skip)
+
+
+def _books_in_use(n: int, extent: Extent, size: int, batch: int, rng: jax.Array, dropout: float) -> Array:
+    """[B, size]: of n codebooks, how many each frame's sequence uses; 0 outside the extent."""
+    drop_rng, count_rng = jax.random.split(rng)
+    shape = (batch, extents.capacity(extent))
+    dropped = jax.random.uniform(drop_rng, shape) < dropout
+    return extents.spread(jnp.where(dropped, jax.random.randint(count_rng, shape, 1, n + 1), n), extent, size)
 
 
 def _train_pass(
-    codebooks: Codebooks, x: Array, mask: Array, rng: jax.Array, options: RvqTraining
+    codebooks: Codebooks, x: Array, extent: Extent, rng: jax.Array, options: RvqTraining
 ) -> tuple[Codebooks, RvqOutput]:
-    batch, _, dim = x.shape
+    batch, length, dim = x.shape
     n = len(codebooks)
-    drop_rng, count_rng, *layer_rngs = jax.random.split(rng, n + 2)
-    books = jnp.where(
-        jax.random.uniform(drop_rng, (batch, 1)) < options.dropout,
-        jax.random.randint(count_rng, (batch, 1), 1, n + 1),
-        n,
-    )
+    drop_rng, *layer_rngs = jax.random.split(rng, n + 1)
+    books = _books_in_use(n, extent, length, batch, drop_rng, options.dropout)
     residual, quantized = x.astype(jnp.float32), jnp.zeros(x.shape, jnp.float32)
     updated: Codebooks = {}
     metrics: dict[str, Array] = {}
     codes, commitment = [], jnp.zeros((), jnp.float32)
     for i in range(n):
-        used = mask & (i < books)
-        rows, used_rows = jax.lax.stop_gradient(residual).reshape(-1, dim), used.reshape(-1)
+        used, fixed = i < books, jax.lax.stop_gradient(residual)
         init_rng, dead_rng = jax.random.split(layer_rngs[i])
-        book = initialise(codebooks[f"layers_{i}"], init_rng, rows, used_rows, options)
-        code = nearest(rows, book["embed"])
-        chosen = jnp.where(used[..., None], book["embed"][code].reshape(x.shape), 0)
+        book = initialise(codebooks[f"layers_{i}"], init_rng, fixed, used, options)
+        code = nearest(fixed, book["embed"])
+        chosen = jnp.where(used[..., None], book["embed"][code], 0)
         distance = jnp.where(used[..., None], jnp.square(residual - chosen), 0)
         frames = jnp.maximum(used.sum(), 1)
         commitment = commitment + distance.sum() / (frames * dim) / n
 
-        counts, sums = assignment_sums(rows, code, used_rows, book["embed"].shape[0])
+        counts, sums = assignment_sums(fixed, code, used, book["embed"].shape[0])
         book = ema_update(book, counts, sums, options)
         mean = book["cluster_size"].mean()
         threshold = jnp.minimum(options.dead_code_threshold, options.dead_code_share * mean)
         usage = jnp.mean((book["cluster_size"] >= threshold).astype(jnp.float32))
-        updated[f"layers_{i}"], dead = replace_dead(book, dead_rng, rows, used_rows, threshold)
+        updated[f"layers_{i}"], dead = replace_dead(book, dead_rng, fixed, used, threshold)
 
         share = counts / frames
         entropy = -jnp.sum(share * jnp.log(jnp.maximum(share, 1e-10)))
         metrics |= {f"perplexity/{i + 1}": jnp.exp(entropy), f"usage/{i + 1}": usage}
         metrics[f"dead/{i + 1}"] = dead.astype(jnp.float32)
         residual, quantized = residual - chosen, quantized + chosen
-        codes.append(code.reshape(mask.shape))
+        codes.append(code)
     # Straight-through: the value of the codes, the gradient of the features.
     quantized = x + jax.lax.stop_gradient(quantized.astype(x.dtype) - x)
-    quantized = jnp.where(mask[..., None], quantized, 0)
+    quantized = masked(quantized, extent)
     return updated, RvqOutput(quantized, jnp.stack(codes, axis=-1), commitment, metrics)
