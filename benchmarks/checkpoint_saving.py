@@ -16,7 +16,8 @@ import time
 
 import jax
 
-from mimo_jax.training.checkpoints import Checkpoints, Meta
+from mimo_jax.training.checkpoints import Checkpoints
+from mimo_jax.training.meta import Meta
 
 _SIDE = 4096
 

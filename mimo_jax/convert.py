@@ -107,7 +107,8 @@ def _import(options: argparse.Namespace) -> None:
     import jax
 
     from mimo_jax.interop import configs, hf
-    from mimo_jax.training.checkpoints import Checkpoints, Meta, latest_step
+    from mimo_jax.training.checkpoints import Checkpoints, latest_step
+    from mimo_jax.training.meta import Meta
 
     if latest_step(options.out) is not None:
         raise UserError(f"{options.out}: holds a checkpoint already; name another folder, or remove it")

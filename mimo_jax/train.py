@@ -27,9 +27,10 @@ from mimo_jax.objectives.base import Objective
 from mimo_jax.parallel import mesh as mesh_lib
 from mimo_jax.parallel import start
 from mimo_jax.training import loop, program, utilization, warm_start
-from mimo_jax.training.checkpoints import Checkpoints, Meta, stored_params
+from mimo_jax.training.checkpoints import Checkpoints, stored_params
 from mimo_jax.training.evaluation import Evaluation, Hook
 from mimo_jax.training.guards import Guards
+from mimo_jax.training.meta import Meta
 from mimo_jax.training.metrics import MetricWriter
 from mimo_jax.training.optimizer import FROZEN, Optimizer
 from mimo_jax.training.profiling import Profile, Profiler

@@ -21,9 +21,10 @@ from mimo_jax.cli import EXIT_PREEMPTED, UserError
 from mimo_jax.data.iterate import prefetch
 from mimo_jax.parallel import mesh as mesh_lib
 from mimo_jax.training import guards as guards_lib
-from mimo_jax.training.checkpoints import Checkpoints, Meta
+from mimo_jax.training.checkpoints import Checkpoints
 from mimo_jax.training.evaluation import Evaluation
 from mimo_jax.training.guards import Guards, Verdict
+from mimo_jax.training.meta import Meta
 from mimo_jax.training.metrics import MetricWriter
 from mimo_jax.training.profiling import Profiler
 from mimo_jax.training.progress import Display, Flops, Speed

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from mimo_jax.cli import UserError
-
-if TYPE_CHECKING:
-    from mimo_jax.training.checkpoints import Meta
+from mimo_jax.training.meta import Meta
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from mimo_jax.cli import UserError
 from mimo_jax.training import integrity
-from mimo_jax.training.checkpoints import FOLDER, Checkpoints, Meta, load_params
+from mimo_jax.training.checkpoints import FOLDER, Checkpoints, load_params
+from mimo_jax.training.meta import Meta
 from mimo_jax.training.retention import Keep
 
 
@@ -165,7 +166,8 @@ FULL_DISK = """
 import resource, signal, sys, time
 import jax.numpy as jnp, numpy as np
 from mimo_jax.cli import UserError
-from mimo_jax.training.checkpoints import Checkpoints, Meta
+from mimo_jax.training.checkpoints import Checkpoints
+from mimo_jax.training.meta import Meta
 checkpoints = Checkpoints(sys.argv[1])
 state = {"params": {"w": jnp.asarray(np.random.default_rng(0).normal(size=(300, 1000)))}}
 checkpoints.save(state, Meta(step=1))

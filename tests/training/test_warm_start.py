@@ -18,7 +18,8 @@ from mimo_jax.models.transformer import Compute
 from mimo_jax.objectives.language_model import LanguageModelObjective
 from mimo_jax.parallel import mesh as mesh_lib
 from mimo_jax.training import program, warm_start
-from mimo_jax.training.checkpoints import Checkpoints, Meta, stored_params
+from mimo_jax.training.checkpoints import Checkpoints, stored_params
+from mimo_jax.training.meta import Meta
 from mimo_jax.training.optimizer import Optimizer
 from tests.training.job import FirstDevices
 from tests.training.synthetic import SyntheticSource, tiny_model
