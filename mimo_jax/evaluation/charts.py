@@ -19,6 +19,7 @@ class Line:
     label: str
     points: tuple[tuple[float, float], ...]
     colour: str
+    dashed: bool = False
 
 
 def ticks(low: float, high: float, wanted: int = 5) -> list[float]:
@@ -81,7 +82,8 @@ def line_chart(lines: Sequence[Line], x_label: str, y_label: str, marks: Sequenc
     for line, place in zip(lines, label_places, strict=True):
         path = " ".join(f"{px(x)},{py(y)}" for x, y in line.points)
         x, y = line.points[-1]
-        out.append(f'<polyline class="line s-{line.colour}" points="{path}"/>')
+        dashes = ' stroke-dasharray="5 4"' if line.dashed else ""
+        out.append(f'<polyline class="line s-{line.colour}"{dashes} points="{path}"/>')
         out.append(f'<circle class="f-{line.colour}" cx="{px(x)}" cy="{py(y)}" r="3"/>')
         out.append(f'<text class="end" x="{px(x) + 7}" y="{place + 4:.1f}">{escape(line.label)}</text>')
     out.append(f'<line class="cross" y1="{_TOP}" y2="{HEIGHT - _BOTTOM}" x1="0" x2="0" visibility="hidden"/>')

@@ -39,6 +39,7 @@ th{font-weight:600;color:var(--soft);font-size:12px;white-space:nowrap}td small{
 .listen .card{padding:14px}.listen .note{font-size:13px}
 .clip{margin-top:9px}.clip span{font-size:12px;color:var(--soft);display:block}
 .clip q{color:var(--ink)}audio{width:100%;height:34px;display:block;margin-top:3px}
+.side{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,210px),1fr));gap:4px 14px}
 .spec img{width:100%;height:118px;display:block;border-radius:6px;image-rendering:auto}
 .spec figure{margin:0 0 10px}.spec figcaption{font-size:12px;color:var(--soft);margin-bottom:3px}
 .hbar{display:grid;grid-template-columns:minmax(110px,190px) 1fr 92px;gap:10px;align-items:center;font-size:13px;

@@ -1,0 +1,247 @@
+"""The evaluation of audio tokenizers: quality against number of codebooks, beside baselines; resumable."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mimo_jax.data.manifest import Record
+from mimo_jax.evaluation import speech_parts, tokenizer_parts
+from mimo_jax.evaluation.code_statistics import entropy_kbps
+from mimo_jax.evaluation.codec_baselines import Baseline
+from mimo_jax.evaluation.measured_tokenizer import TokenizerSystem
+from mimo_jax.evaluation.parts import Part, PartStore, write_json
+from mimo_jax.evaluation.selection import SECTIONS, Item, Section, load_items, select, stable_order
+from mimo_jax.evaluation.systems import Wave
+from mimo_jax.evaluation.tokenizer_parts import Referees
+
+METRICS_FILE = "metrics.json"
+RANDOM = "random codebooks"
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerOptions:
+    """What is measured.
+
+    Attributes:
+        codebooks: numbers of codebooks to decode from; none = 1..n. What a tokenizer lacks is left out for it.
+        limit: utterances of every held-out section.
+        usage_limit: utterances, of all sections together, over which the use of codebooks is counted.
+        calibration: training utterances whose features the random codebooks are made for; 0 leaves that baseline out.
+        speed_waves: utterances that are timed in one batch.
+        speed_repeats: timed runs, of which the median counts.
+        samples: utterances of each section that are written as WAV.
+        seed: of the random codebooks.
+    """
+
+    codebooks: tuple[int, ...] = ()
+    limit: int = 60
+    usage_limit: int = 400
+    calibration: int = 64
+    speed_waves: int = 32
+    speed_repeats: int = 3
+    samples: int = 4
+    seed: int = 0
+
+    def counts(self, tokenizer: TokenizerSystem) -> list[int]:
+        """Numbers of codebooks that are measured of a tokenizer.
+
+        Raises:
+            ValueError: it has none of those asked for.
+        """
+        there = range(1, len(tokenizer.codebook_sizes) + 1)
+        chosen = [n for n in there if not self.codebooks or n in self.codebooks]
+        if not chosen:
+            raise ValueError(f"codebooks {list(self.codebooks)} asked for: the tokenizer has 1..{there[-1]}")
+        return chosen
+
+
+@dataclasses.dataclass(frozen=True)
+class _Contender:
+    """A tokenizer with its own or with random codebooks; the latter are made when they are first needed."""
+
+    name: str
+    tokenizer: str
+    kind: str  # "tokenizer" or "random"
+    system: Callable[[], TokenizerSystem]
+
+
+def evaluate_tokenizers(
+    tokenizers: Mapping[str, TokenizerSystem],
+    baselines: Sequence[Baseline],
+    records: Sequence[Record],
+    root: str | os.PathLike[str],
+    out_dir: str | os.PathLike[str],
+    options: TokenizerOptions = TokenizerOptions(),
+    referees: Referees = Referees(),
+    identity: Mapping[str, Any] | None = None,
+    notes: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Measures every tokenizer and writes ``metrics.json``, ``parts/`` and ``samples/`` under ``out_dir``.
+
+    Args:
+        tokenizers: what is compared, by name; all of one sample rate.
+        baselines: further rows of the same tables.
+        records: the whole manifest (random codebooks are fitted to training records); ``root`` is its folder.
+        out_dir: results; parts found there with the same settings are not computed again.
+        options: sizes and seed.
+        referees: recogniser, speaker similarity.
+        identity: what else decides the figures (hashes of the weights), stored beside them.
+        notes: what a reader has to know, such as baselines that are missing.
+
+    Returns:
+        The content of ``metrics.json``: ``tokenizers`` (sizes, rates, use of codebooks, speed), ``sections`` with a
+        list of rows each (``system, kind, tokenizer, codebooks, kbps, kbps_entropy | kbps_measured, figures``).
+
+    Raises:
+        ValueError: no held-out record, none that can be read, tokenizers of several sample rates or without any of the
+            numbers of codebooks asked for.
+    """
+    rate, out_dir = _common_rate(tokenizers), Path(out_dir)
+    counts = {name: options.counts(tokenizer) for name, tokenizer in tokenizers.items()}
+    sections = _held_out(records, root, options.limit, rate)
+    settings = dataclasses.asdict(options) | {"identity": dict(identity or {})}
+    store = PartStore(out_dir / "parts", settings)
+    contenders = _contenders(tokenizers, records, root, options)
+    more = functools.cache(lambda: [i.wave for i in load_items(_spread(records, options.usage_limit), root, rate)])
+    first = [item.wave for item in next(iter(sections.values()))][: options.speed_waves]
+
+    about: dict[str, Any] = {}
+    for c in contenders:
+        logger.info("use of codebooks: %s", c.name)
+        use = store.get(f"use/{c.name}", functools.partial(_use, c, more))
+        about[c.name] = (_about(tokenizers[c.name]) if c.kind == "tokenizer" else {}) | {"use": use}
+    for name, tokenizer in tokenizers.items():
+        timed = functools.partial(tokenizer_parts.speed, tokenizer, first, options.speed_repeats)
+        about[name]["speed"] = store.get(f"speed/{name}", timed)
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for section, items in sections.items():
+        samples = speech_parts.Samples(out_dir / "samples" / section.name, rate, options.samples)
+        measured = _section(section, items, samples, contenders, counts, baselines, referees, store)
+        rows[section.name] = [_with_entropy(row, about) for row in measured]
+    result = {
+        "settings": settings,
+        "notes": list(notes),
+        "baselines": {b.name: {"kbps": b.kbps, "note": b.note} for b in baselines},
+        "tokenizers": about,
+        "utterances": {section.name: len(items) for section, items in sections.items()},
+        "sections": rows,
+    }
+    write_json(out_dir / METRICS_FILE, result)
+    return result
+
+
+def part_name(section: str, system: str) -> str:
+    """Where the items of a row are stored under ``parts/``."""
+    return f"sections/{section}/{system}"
+
+
+def _section(
+    section: Section,
+    items: Sequence[Item],
+    samples: speech_parts.Samples,
+    contenders: Sequence[_Contender],
+    counts: Mapping[str, Sequence[int]],
+    baselines: Sequence[Baseline],
+    referees: Referees,
+    store: PartStore,
+) -> list[dict[str, Any]]:
+    """All rows of a section, without their items."""
+    rows: list[dict[str, Any]] = []
+
+    def add(name: str, compute: Callable[[], Part], **facts: Any) -> None:
+        logger.info("evaluating %s, %s", section.name, name)
+        for row in store.get(part_name(section.name, name), compute)["rows"]:
+            rows.append({"system": name, **facts, **{k: v for k, v in row.items() if k != "items"}})
+
+    add("original", lambda: {"rows": [speech_parts.original(referees.recogniser, items, samples)]}, kind="original")
+    for c in contenders:
+        compute = functools.partial(_reconstructions, c, counts[c.tokenizer], items, samples, referees)
+        add(c.name, compute, kind=c.kind, tokenizer=c.tokenizer)
+    for b in baselines:
+        rate = samples.sample_rate
+        compute = functools.partial(tokenizer_parts.baseline_row, b, rate, items, samples, referees)
+        add(b.name, compute, kind="baseline")
+    return rows
+
+
+def _use(contender: _Contender, waves: Callable[[], list[Wave]]) -> Part:
+    return tokenizer_parts.code_use(contender.system(), waves())
+
+
+def _reconstructions(
+    contender: _Contender,
+    counts: Sequence[int],
+    items: Sequence[Item],
+    samples: speech_parts.Samples,
+    referees: Referees,
+) -> Part:
+    return tokenizer_parts.reconstructions(contender.name, contender.system(), counts, items, samples, referees)
+
+
+def _with_entropy(row: dict[str, Any], about: Mapping[str, Any]) -> dict[str, Any]:
+    """The row, with the bit rate that the entropies of its codebooks allow."""
+    if "tokenizer" not in row:
+        return row
+    bits = [codebook["entropy_bits"] for codebook in about[row["system"]]["use"]["codebooks"]]
+    return row | {"kbps_entropy": entropy_kbps(bits[: row["codebooks"]], about[row["tokenizer"]]["frame_rate"])}
+
+
+def _about(tokenizer: TokenizerSystem) -> dict[str, Any]:
+    return {
+        "codebook_sizes": list(tokenizer.codebook_sizes),
+        "frame_rate": tokenizer.frame_rate,
+        "sample_rate": tokenizer.sample_rate,
+    }
+
+
+def _contenders(
+    tokenizers: Mapping[str, TokenizerSystem],
+    records: Sequence[Record],
+    root: str | os.PathLike[str],
+    options: TokenizerOptions,
+) -> list[_Contender]:
+    def randomised(tokenizer: TokenizerSystem) -> TokenizerSystem:
+        return tokenizer.with_random_codebooks(calibration(), options.seed)
+
+    rate = _common_rate(tokenizers)
+    train = sorted((r for r in records if r.split == "train"), key=lambda r: stable_order(r.id))
+    calibration = functools.cache(lambda: [i.wave for i in load_items(train[: options.calibration], root, rate)])
+    contenders = []
+    for name, tokenizer in tokenizers.items():
+        contenders.append(_Contender(name, name, "tokenizer", functools.partial(tokenizers.__getitem__, name)))
+        if train and options.calibration:
+            system = functools.cache(functools.partial(randomised, tokenizer))
+            contenders.append(_Contender(f"{name}, {RANDOM}", name, "random", system))
+    return contenders
+
+
+def _held_out(
+    records: Sequence[Record], root: str | os.PathLike[str], limit: int, rate: int
+) -> dict[Section, list[Item]]:
+    chosen = {section: select(records, section, limit, need_text=False) for section in SECTIONS}
+    if not any(chosen.values()):
+        raise ValueError(f"{root}: no held-out record; give some records of the manifest the split `validation`")
+    sections = {section: load_items(mine, root, rate) for section, mine in chosen.items() if mine}
+    sections = {section: items for section, items in sections.items() if items}
+    if not sections:
+        raise ValueError(f"{root}: none of the held-out recordings can be read")
+    return sections
+
+
+def _spread(records: Sequence[Record], limit: int) -> list[Record]:
+    """Held-out records of all sections, mixed."""
+    return sorted((r for r in records if r.split != "train"), key=lambda r: stable_order(r.id))[:limit]
+
+
+def _common_rate(tokenizers: Mapping[str, TokenizerSystem]) -> int:
+    rates = {name: tokenizer.sample_rate for name, tokenizer in tokenizers.items()}
+    if len(set(rates.values())) != 1:
+        raise ValueError(f"tokenizers to compare need one sample rate, these have {rates or 'none'}")
+    return next(iter(rates.values()))
