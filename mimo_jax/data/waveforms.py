@@ -54,7 +54,8 @@ class WaveformSource:
         max_samples: S, samples at 24 kHz.
         text_ids: text -> ids for the ``text`` rows; recordings without text are then skipped, unless `untexted`. None
             gives no text.
-        max_text: L; utterances with more ids are skipped.
+        max_text: L; utterances with more ids are skipped. Rows of several hold no more together: with little room for
+            text they have less audio (`fill`).
         untexted: keep recordings without text, with text length 0: they are learned from by reconstruction alone.
         caption_share: how often the text of an utterance that has a caption and a transcript is its caption, drawn by
             (seed, epoch, utterance). One that has only a caption is captioned if this is more than 0.
@@ -167,14 +168,11 @@ class WaveformSource:
         sizes, room = np.asarray(self._samples_of), self._max_samples
         if self._lengths == "packed":  # in code frames, the free one behind each included: the last needs none
             sizes, room = sizes // FRAME_SAMPLES + 2, room // FRAME_SAMPLES + 1
+        # Much text in little audio takes the share of the row that its ids take of max_text: no row has too many.
+        ids = np.asarray([max(map(len, texts)) for texts in self._text])
+        sizes = np.maximum(sizes, -(-ids * room // max(self._max_text, 1)))
         plan = packing.plan_rows(np.stack([sizes, np.zeros_like(sizes)], axis=1), room, seed=self._seed)
-        rows = np.split(plan.example, plan.offsets[1:-1])
-        longest = max(sum(max(map(len, self._text[number])) for number in row) for row in rows)
-        if longest > self._max_text:
-            raise ValueError(
-                f"{self._lengths} utterances have up to {longest} text ids in a row: raise max_text = {self._max_text}"
-            )
-        return rows
+        return np.split(plan.example, plan.offsets[1:-1])
 
     def _samples(self, record: Record) -> int | str:
         """Length at 24 kHz, from the manifest where it is given; the reason where the file cannot be read."""

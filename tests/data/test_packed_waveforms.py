@@ -120,5 +120,17 @@ def test_rows_of_any_lengths(tmp_path_factory, sizes, seed):
 def test_bad_sizes(corpus):
     with pytest.raises(ValueError, match="max_samples is 1000: packed rows need a multiple of 960"):
         WaveformSource(corpus, 2, **{**OPTIONS, "max_samples": 1000})
-    with pytest.raises(ValueError, match="packed utterances have up to .* raise max_text = 60"):
-        WaveformSource(corpus, 2, **{**OPTIONS, "max_text": 60})
+
+
+@pytest.mark.parametrize("lengths", ["packed", "joined"])
+def test_little_room_for_text_makes_rows_of_less_audio(corpus, lengths):
+    longest = max(len(LETTERS(r.text)) for r in read_manifest(corpus))
+    wide, narrow = (
+        WaveformSource(corpus, 2, repeat=False, **{**OPTIONS, "lengths": lengths, "max_text": ids})
+        for ids in (400, longest)
+    )
+    assert narrow.num_examples == wide.num_examples == 24 and narrow.fill < 0.7 * wide.fill
+    texts = [row["text"] for row in map(narrow.batch, range(narrow.steps_per_pass()))]
+    assert sum(int((text > 0).sum()) for text in texts) == sum(
+        len(LETTERS(r.text)) for r in read_manifest(corpus) if r.split == "train"
+    )

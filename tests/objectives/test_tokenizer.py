@@ -10,7 +10,7 @@ import pytest
 
 from mimo_jax.models import layers
 from mimo_jax.models.tokenizer import TokenizerConfig, frontend
-from mimo_jax.models.tokenizer.discriminators import DiscriminatorConfig, SpectralConv, spectral_norm
+from mimo_jax.models.tokenizer.discriminators import DiscriminatorConfig, Discriminators, SpectralConv, spectral_norm
 from mimo_jax.models.tokenizer.rvq import RvqTraining
 from mimo_jax.objectives import tokenizer_gan
 from mimo_jax.objectives.reconstruction import Stretch, mel_distance, scaled_mel
@@ -136,6 +136,23 @@ def test_spectral_norm_converges_to_one():
     assert spectral_norm(matrix, variables["spectral"]["u"])[0] == pytest.approx(expected, rel=1e-3)
     scaled = {**variables, "params": jax.tree.map(lambda a: 3 * a, variables["params"])}
     np.testing.assert_allclose(conv.apply(scaled, x), conv.apply(variables, x), rtol=1e-4, atol=1e-5)
+
+
+def test_discriminators_of_the_published_sizes():
+    judge, wave = Discriminators(DiscriminatorConfig()), jnp.zeros((2, 24000))
+    (logits, activations), variables = jax.eval_shape(lambda: judge.init_with_output(jax.random.key(0), wave))
+    params = layers.unbox(variables["params"])
+    of_period = 5 * (1 * 32 + 32 * 128 + 128 * 512 + 512 * 1024 + 1024 * 1024) + (32 + 128 + 512 + 1024 + 1024)
+    of_stft = 27 * 2 * 32 + 3 * 27 * 32 * 32 + 9 * 32 * 32 + 5 * 32
+    sizes = {"period": of_period + 3 * 1024 + 1, "stft": of_stft + 9 * 32 + 1}  # with the layer that gives the logits
+    names = [f"period_{p}" for p in (2, 3, 5, 7, 11)] + [f"stft_{n}" for n in (2048, 1024, 512, 256, 128)]
+    assert set(params) == set(names)
+    for name, tree in params.items():
+        assert sum(x.size for x in jax.tree.leaves(tree)) == sizes[name.partition("_")[0]], name
+        assert set(variables["spectral"][name]) == set(tree)  # every layer is normalised
+    assert [len(part) for part in activations] == [5] * 10
+    # A fold of 11 has 2182 samples a column, 1/81 of them at the end; STFTs keep time and an eighth of the bins.
+    assert logits[4].shape == (2, 27, 11, 1) and logits[6].shape == (2, 1 + (24000 - 1024) // 256, 65, 1)
 
 
 def test_stage_two(trained):
