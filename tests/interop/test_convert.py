@@ -13,7 +13,8 @@ from safetensors.numpy import load_file
 from mimo_jax import convert
 from mimo_jax.data.text_tokenizer import train_text_tokenizer
 from mimo_jax.interop import configs, hf
-from mimo_jax.training.checkpoints import Checkpoints, Meta, load_params
+from mimo_jax.training.checkpoints import Checkpoints, load_params
+from mimo_jax.training.meta import Meta
 
 EMPTY = "287"
 
