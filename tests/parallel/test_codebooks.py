@@ -1,7 +1,5 @@
 """Codebooks move alike on one device, on eight and in two processes, and no device ever sees another's features."""
 
-import re
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +7,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from mimo_jax.models.tokenizer import rvq
 from tests.models.tokenizer.test_rvq import empty_books
+from tests.parallel.collectives import sizes
 from tests.parallel.runs import in_two_processes
 
 UPDATES = 20
@@ -82,12 +81,6 @@ def test_no_features_travel():
     books = jax.eval_shape(lambda: empty_books(SIZES, DIM))
     x, lengths, key = array(rows, frames, DIM), array(rows, dtype=jnp.int32), jax.eval_shape(lambda: jax.random.key(0))
     program = jitted(jax.devices()[:8])[0].lower(books, x, lengths, key).compile().as_text()
-    kinds = "all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter|collective-broadcast"
-    found = re.findall(rf"= (.*?) (?:{kinds})(?:-start)?\(", program)
-    sizes = [
-        int(np.prod([int(n) for n in shape.split(",") if n], dtype=int))
-        for result in found
-        for shape in re.findall(r"\w\[([\d,]*)\]", result)
-    ]
-    assert SIZES[0] * DIM in sizes  # the sums of a codebook are all-reduced
-    assert max(sizes) <= max(rows, max(SIZES) * DIM) < rows * frames // 8
+    found = sizes(program)
+    assert SIZES[0] * DIM in found  # the sums of a codebook are all-reduced
+    assert max(found) <= max(rows, max(SIZES) * DIM) < rows * frames // 8

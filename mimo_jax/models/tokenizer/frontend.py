@@ -6,11 +6,14 @@ Everything is batched and jit-able; a padded waveform gives, on its own frames, 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mimo_jax.models import partition
 from mimo_jax.models.tokenizer.config import TokenizerConfig
 from mimo_jax.models.tokenizer.extents import Packed, masked
 
@@ -68,6 +71,15 @@ def mel_filterbank(sample_rate: int, n_fft: int, n_mels: int, fmin: float, fmax:
     return np.maximum(0, np.minimum(rising, falling)).astype(np.float32)
 
 
+def by_device(function: Callable[..., Any], *operands: Array) -> Any:
+    """function(*operands) of arrays [B, ...], each device with its own rows.
+
+    For Fourier transforms: the partitioner does not split them by rows, it gathers the whole batch on every device.
+    """
+    specs = tuple(partition.spec(("batch",), x.shape[:1]) for x in operands)
+    return partition.shard_map(function, specs, specs[0])(*operands)
+
+
 def stft(x: Array, n_fft: int, hop: int, window: np.ndarray) -> tuple[Array, Array]:
     """Real and imaginary part [B, F, n_fft // 2 + 1] of the frames of x [B, S] (no padding added, float32).
 
@@ -75,8 +87,12 @@ def stft(x: Array, n_fft: int, hop: int, window: np.ndarray) -> tuple[Array, Arr
     """
     left = (n_fft - len(window)) // 2
     window = np.pad(window, (left, n_fft - len(window) - left))
-    spectrum = jnp.fft.rfft(frames(x.astype(jnp.float32), n_fft, hop) * window)
-    return spectrum.real, spectrum.imag
+
+    def analyse(pieces: Array) -> tuple[Array, Array]:
+        spectrum = jnp.fft.rfft(pieces)
+        return spectrum.real, spectrum.imag
+
+    return by_device(analyse, frames(x.astype(jnp.float32), n_fft, hop) * window)
 
 
 def magnitude(real: Array, imag: Array) -> Array:

@@ -10,7 +10,7 @@ from mimo_jax.models import layers
 from mimo_jax.models.tokenizer.blocks import FAN_IN, Stack, StackConfig, dtypes, norm
 from mimo_jax.models.tokenizer.config import TokenizerConfig
 from mimo_jax.models.tokenizer.extents import E, masked, stretched, valid_mask
-from mimo_jax.models.tokenizer.frontend import hann_window, overlap_add
+from mimo_jax.models.tokenizer.frontend import by_device, hann_window, overlap_add
 from mimo_jax.models.transformer import Compute
 
 Array = jax.Array
@@ -32,8 +32,12 @@ def istft_same(real: Array, imag: Array, window: Array, hop: int, extent: E) -> 
     n_fft, count = window.shape[0], real.shape[1]
     valid = valid_mask(extent, count)[:, :, None]
     inner = (jnp.arange(n_fft // 2 + 1) > 0) & (jnp.arange(n_fft // 2 + 1) < n_fft // 2)
-    spectrum = jax.lax.complex(jnp.where(valid, real, 0), jnp.where(valid & inner, imag, 0))
-    wave = overlap_add(jnp.fft.irfft(spectrum, n=n_fft) * window, hop)
+
+    def synthesise(real: Array, imag: Array) -> Array:
+        return jnp.fft.irfft(jax.lax.complex(real, imag), n=n_fft)
+
+    pieces = by_device(synthesise, jnp.where(valid, real, 0), jnp.where(valid & inner, imag, 0))
+    wave = overlap_add(pieces * window, hop)
     envelope = overlap_add(valid * jnp.square(window), hop)
     cut = (n_fft - hop) // 2
     wave, envelope = (x[:, cut : cut + count * hop] for x in (wave, envelope))
