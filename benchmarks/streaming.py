@@ -1,9 +1,12 @@
-"""Streaming decode against offline decode: latency, speed, and how far the waveforms are apart.
+"""Streaming encode and decode against offline: latency, speed, and how far codes and waveforms are apart.
 
     python benchmarks/streaming.py --tokenizer runs/quickstart/export/tokenizer --audio speech.flac [--chunk 8]
 
-Each row decodes the same codes; `signal to difference` is the power of the offline waveform over that of what it is off
-by, in dB. Prints a table and, as the last line, one JSON object.
+Each row of the first table decodes the same codes; `signal to difference` is the power of the offline waveform over
+that of what it is off by, in dB. Each row of the second encodes the same speech in segments, each alone or with what is
+round it, and decodes the codes as a whole: how many of codebook 1 and of all codes are those of the whole, and the
+quality of what they decode to; its first row is the whole. Prints both and, as the last line, one JSON object. For
+hours of audio there is benchmarks/long_audio.py.
 """
 
 from __future__ import annotations
@@ -12,12 +15,15 @@ import argparse
 import json
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from mimo_jax.data import audio
+from mimo_jax.evaluation.metrics import speech_quality
 from mimo_jax.inference.codec import AudioCodec
 from mimo_jax.inference.streaming import OverlapDecoder, StreamingDecoder, offline_statistics
+from mimo_jax.inference.streaming_encoder import StreamingEncoder
 from mimo_jax.interop import hf
 
 
@@ -71,7 +77,49 @@ def main() -> None:
             "x_real_time": round(seconds / spent, 2),
             "decibel": round(float(decibel), 1),
         }
+    result["encode"] = compare_encoders(codec, variables, wave, codes, options.codebooks)
     print(json.dumps(result))
+
+
+# segment, left, right in seconds; the first is what the released tokenizer does.
+ENCODERS = ((60.0, 0.0, 0.0), (10.0, 0.0, 0.0), (2.0, 0.0, 0.0), (2.0, 4.0, 0.0), (2.0, 4.0, 1.0), (0.4, 4.0, 0.4))
+
+
+def compare_encoders(
+    codec: AudioCodec, variables: dict[str, Any], wave: np.ndarray, whole: np.ndarray, codebooks: int
+) -> dict[str, dict[str, float]]:
+    """One row per way to cut the stream."""
+    names = ("latency s", "x real time", "codebook 1", "all codes", "PESQ-WB", "STOI", "mel distance")
+    print(f"\n{'encoder: segment, left, right in s':<36}" + "".join(f"{name:>14}" for name in names))
+    rows = {}
+    for sizes in ENCODERS:
+        segment, left, right = (round(100 * seconds) for seconds in sizes)
+        encoder = StreamingEncoder(
+            codec.config, variables, segment=segment, left=left, right=right, num_quantizers=codebooks
+        )
+        encode(encoder, wave)  # compiles
+        start = time.perf_counter()
+        codes = encode(encoder, wave)
+        spent = time.perf_counter() - start
+        quality = speech_quality(wave, codec.decode([codes])[0], codec.sample_rate)
+        values = (
+            encoder.latency / codec.sample_rate,
+            len(wave) / codec.sample_rate / spent,
+            float((codes[:, 0] == whole[:, 0]).mean()),
+            float((codes == whole).mean()),
+            quality.pesq_wb,
+            quality.stoi,
+            quality.mel_distance,
+        )
+        name = ", ".join(f"{seconds:g}" for seconds in sizes)
+        print(f"{name:<36}" + "".join(f"{value:>14.3f}" for value in values))
+        rows[name] = {key: round(value, 4) for key, value in zip(names, values, strict=True)}
+    return rows
+
+
+def encode(encoder: StreamingEncoder, wave: np.ndarray, block: int = 2400) -> np.ndarray:
+    """Codes of a wave that comes in blocks."""
+    return np.concatenate([*(encoder(wave[i : i + block]) for i in range(0, len(wave), block)), encoder(last=True)])
 
 
 def run(decoder: StreamingDecoder | OverlapDecoder, codes: np.ndarray, chunk: int) -> tuple[np.ndarray, float, int]:
