@@ -95,6 +95,8 @@ def evaluate_tokenizer(
         raise cli.UserError(str(error)) from error
     for section, rows in result["sections"].items():
         print(tokenizer_tables.section_text(section, rows, result["utterances"][section]), end="\n\n")
+        if result["differences"][section]:
+            print(tokenizer_tables.difference_text(section, result["differences"][section]), end="\n\n")
     print(tokenizer_tables.speed_text(result["tokenizers"]), *result["notes"], sep="\n")
     command = shlex.join(["python", "-m", "mimo_jax.evaluate_tokenizer", *sys.argv[1:]])
     lead = f"{', '.join(folders)} on {manifest}"

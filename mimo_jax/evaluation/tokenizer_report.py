@@ -51,7 +51,8 @@ def render(report: TokenizerReport) -> str:
     parts = [_notes(result)]
     for section, rows in result["sections"].items():
         parts.append(f"<h2>{escape(section)}: {escape(_meaning(section))}</h2>")
-        parts += [_curves(rows), _table(rows), _players(report, section, rows)]
+        compared = _differences(result["differences"][section])
+        parts += [_curves(rows), _table(rows), compared, _players(report, section, rows)]
     parts += [_codebooks(result["tokenizers"]), _speed(result["tokenizers"]), _made(report)]
     return report_page.page(report.title, report.lead, _tiles(result), "".join(parts))
 
@@ -64,7 +65,7 @@ def _tiles(result: Mapping[str, Any]) -> str:
     """The first tokenizer with all its codebooks, in the first section."""
     section, rows = next(iter(result["sections"].items()))
     row = [r for r in rows if r["system"] == next(iter(result["tokenizers"]))][-1]
-    values = [(tables.bit_rates(row)[0], "kbit/s", f"{tables.label(row)} codebooks")]
+    values = [(tables.bit_rates(row)[0], "kbit/s", f"{row['system']}, {row['codebooks']} codebooks")]
     for key, heading, digits in tables.columns([row]):
         estimate = tables.figure(row, key) or {}
         if estimate.get("value") is not None:
@@ -143,6 +144,22 @@ def _table(rows: Sequence[tables.Row]) -> str:
     )
 
 
+def _differences(rows: Sequence[tables.Row]) -> str:
+    if not rows:
+        return ""
+    shown = tables.columns(rows)
+    head = "".join(f"<th>{escape(h)}</th>" for h in ("difference, codebooks", *(h for _, h, _ in shown)))
+    body = "".join(
+        f"<tr><td>{escape(tables.label(row))}</td>"
+        f"{''.join(report_page.cell(tables.figure(row, key)) for key, _, _ in shown)}</tr>"
+        for row in rows
+    )
+    return (
+        "<h3>Differences over the same utterances</h3><p class='note'>The first minus the second, mean and 95 % "
+        f'interval of the paired bootstrap.</p><div class="card scroll"><table><tr>{head}</tr>{body}</table></div>'
+    )
+
+
 def _players(report: TokenizerReport, section: str, rows: Sequence[tables.Row]) -> str:
     folder = Path(report.evaluation_dir) / "samples" / section
     clips: dict[str, list[str]] = {}
@@ -152,7 +169,8 @@ def _players(report: TokenizerReport, section: str, rows: Sequence[tables.Row]) 
         found = json.loads(stored.read_text(encoding="utf-8"))["result"]["rows"]
         wanted = [r for r in found if r.get("codebooks") in (None, *_PLAYED)] or found[-1:]
         for row in wanted:
-            title = tables.label({"system": system, "codebooks": row.get("codebooks")})
+            n = row.get("codebooks")
+            title = f"{system}, {n} codebook{'s' if n > 1 else ''}" if n else system
             for item in (item for item in row["items"] if item.get("file")):
                 texts[item["id"]] = item["reference"] or item["id"]
                 clip = report_page.clip(folder, item, title, item["heard"], report.clip_seconds)

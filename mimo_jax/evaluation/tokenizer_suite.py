@@ -18,6 +18,7 @@ from mimo_jax.evaluation.measured_tokenizer import TokenizerSystem
 from mimo_jax.evaluation.parts import Part, PartStore, write_json
 from mimo_jax.evaluation.selection import SECTIONS, Item, Section, load_items, select, stable_order
 from mimo_jax.evaluation.systems import Wave
+from mimo_jax.evaluation.tokenizer_comparison import differences
 from mimo_jax.evaluation.tokenizer_parts import Referees
 
 METRICS_FILE = "metrics.json"
@@ -97,7 +98,8 @@ def evaluate_tokenizers(
 
     Returns:
         The content of ``metrics.json``: ``tokenizers`` (sizes, rates, use of codebooks, speed), ``sections`` with a
-        list of rows each (``system, kind, tokenizer, codebooks, kbps, kbps_entropy | kbps_measured, figures``).
+        list of rows each (``system, kind, tokenizer, codebooks, kbps, kbps_entropy | kbps_measured, figures``), and
+        ``differences`` (see `tokenizer_comparison.differences`).
 
     Raises:
         ValueError: no held-out record, none that can be read, tokenizers of several sample rates or without any of the
@@ -121,10 +123,13 @@ def evaluate_tokenizers(
         timed = functools.partial(tokenizer_parts.speed, tokenizer, first, options.speed_repeats)
         about[name]["speed"] = store.get(f"speed/{name}", timed)
     rows: dict[str, list[dict[str, Any]]] = {}
+    compared: dict[str, list[dict[str, Any]]] = {}
     for section, items in sections.items():
         samples = speech_parts.Samples(out_dir / "samples" / section.name, rate, options.samples)
         measured = _section(section, items, samples, contenders, counts, baselines, referees, store)
-        rows[section.name] = [_with_entropy(row, about) for row in measured]
+        compared[section.name] = differences(measured)
+        bare = [{key: value for key, value in row.items() if key != "items"} for row in measured]
+        rows[section.name] = [_with_entropy(row, about) for row in bare]
     result = {
         "settings": settings,
         "notes": list(notes),
@@ -132,6 +137,7 @@ def evaluate_tokenizers(
         "tokenizers": about,
         "utterances": {section.name: len(items) for section, items in sections.items()},
         "sections": rows,
+        "differences": compared,
     }
     write_json(out_dir / METRICS_FILE, result)
     return result
@@ -152,13 +158,13 @@ def _section(
     referees: Referees,
     store: PartStore,
 ) -> list[dict[str, Any]]:
-    """All rows of a section, without their items."""
+    """All rows of a section, with their items."""
     rows: list[dict[str, Any]] = []
 
     def add(name: str, compute: Callable[[], Part], **facts: Any) -> None:
         logger.info("evaluating %s, %s", section.name, name)
         for row in store.get(part_name(section.name, name), compute)["rows"]:
-            rows.append({"system": name, **facts, **{k: v for k, v in row.items() if k != "items"}})
+            rows.append({"system": name, **facts, **row})
 
     add("original", lambda: {"rows": [speech_parts.original(referees.recogniser, items, samples)]}, kind="original")
     for c in contenders:

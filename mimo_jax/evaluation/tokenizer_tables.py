@@ -50,6 +50,14 @@ def section_text(name: str, rows: Sequence[Row], utterances: int) -> str:
     return text_table([head, *lines])
 
 
+def difference_text(name: str, rows: Sequence[Row]) -> str:
+    """The table of differences of a section."""
+    shown = columns(rows)
+    head = [f"{name}: differences", *(heading for _, heading, _ in shown)]
+    lines = [[label(row), *(_short(figure(row, key), digits + 1) for key, _, digits in shown)] for row in rows]
+    return text_table([head, *lines])
+
+
 def speed_text(tokenizers: Mapping[str, Any]) -> str:
     """Real-time factors and use of the codebooks."""
     head = ["tokenizer", "encode RTF", "decode RTF", "one wave: encode", "decode", "usage of codebooks", "perplexity"]

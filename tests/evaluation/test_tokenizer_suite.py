@@ -93,6 +93,18 @@ def test_more_codebooks_are_better_and_random_ones_worse(measured, section):
     assert value(own[-1], "speaker_similarity") > value(own[0], "speaker_similarity")
 
 
+def test_differences_are_paired(measured):
+    result, _ = measured
+    rows = result["differences"]["user/validation"]
+    assert [(row["system"], row["codebooks"]) for row in rows] == [
+        ("toy, random codebooks - toy", n) for n in (1, 2, 3, 4)
+    ]
+    own, random = (rows_of(result, "user/validation", kind)[-1] for kind in ("tokenizer", "random"))
+    assert value(rows[-1], "mel_distance") == pytest.approx(value(random, "mel_distance") - value(own, "mel_distance"))
+    assert rows[-1]["figures"]["mel_distance"]["interval_95"][0] > 0
+    assert value(rows[-1], "recogniser_wer_reconstruction") == 0
+
+
 def test_rates_of_the_rows(measured, codec):
     result, _ = measured
     rows = rows_of(result, "user/validation", "tokenizer")
@@ -252,6 +264,9 @@ def test_command_compares_exported_folders(corpus, tokenizer_tiny, tmp_path, cap
     assert json.loads((tmp_path / "out" / "metrics.json").read_text())["sections"] == result["sections"]
     one, two = ([r for r in result["sections"]["user/validation"] if r["system"] == name] for name in ("one", "two"))
     assert [r["figures"] for r in one] == [r["figures"] for r in two]
+    (row, _) = result["differences"]["user/validation"]
+    assert row["system"] == "two - one" and row["figures"]["mel_distance"]["interval_95"] == [0, 0]
+    assert "Differences" in page and "two - one, 4" in printed
 
 
 def test_mistakes_are_named(corpus, tokenizer_tiny, tmp_path):
