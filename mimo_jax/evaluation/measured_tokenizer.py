@@ -61,8 +61,9 @@ class MeasuredTokenizer:
 
     def __init__(self, config: TokenizerConfig, variables: dict[str, Any], **kwargs: Any):
         self.config = config
-        self._variables, self._kwargs = variables, kwargs
-        self._codec = AudioCodec(config, variables, **kwargs)
+        # One copy on the device, shared with the codec and with the same tokenizer around random codebooks.
+        self._variables, self._kwargs = jax.device_put(variables), kwargs
+        self._codec = AudioCodec(config, self._variables, **kwargs)
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str], **kwargs: Any) -> MeasuredTokenizer:

@@ -112,16 +112,8 @@ def evaluate_tokenizers(
     store = PartStore(out_dir / "parts", settings)
     contenders = _contenders(tokenizers, records, root, options)
     more = functools.cache(lambda: [i.wave for i in load_items(_spread(records, options.usage_limit), root, rate)])
-    first = [item.wave for item in next(iter(sections.values()))][: options.speed_waves]
-
-    about: dict[str, Any] = {}
-    for c in contenders:
-        logger.info("use of codebooks: %s", c.name)
-        use = store.get(f"use/{c.name}", functools.partial(_use, c, more))
-        about[c.name] = (_about(tokenizers[c.name]) if c.kind == "tokenizer" else {}) | {"use": use}
-    for name, tokenizer in tokenizers.items():
-        timed = functools.partial(tokenizer_parts.speed, tokenizer, first, options.speed_repeats)
-        about[name]["speed"] = store.get(f"speed/{name}", timed)
+    timed = [item.wave for item in next(iter(sections.values()))][: options.speed_waves]
+    about = {c.name: _about(c, more, timed, options.speed_repeats, store) for c in contenders}
     rows: dict[str, list[dict[str, Any]]] = {}
     compared: dict[str, list[dict[str, Any]]] = {}
     for section, items in sections.items():
@@ -177,8 +169,22 @@ def _section(
     return rows
 
 
-def _use(contender: _Contender, waves: Callable[[], list[Wave]]) -> Part:
-    return tokenizer_parts.code_use(contender.system(), waves())
+def _about(
+    contender: _Contender, waves: Callable[[], list[Wave]], timed: Sequence[Wave], repeats: int, store: PartStore
+) -> dict[str, Any]:
+    """Use of the codebooks over `waves`; of a tokenizer as it is its sizes, its rates and its speed on `timed`, too."""
+    logger.info("use of codebooks and speed: %s", contender.name)
+    use = store.get(f"use/{contender.name}", lambda: tokenizer_parts.code_use(contender.system(), waves()))
+    if contender.kind != "tokenizer":
+        return {"use": use}
+    tokenizer = contender.system()
+    return {
+        "codebook_sizes": list(tokenizer.codebook_sizes),
+        "frame_rate": tokenizer.frame_rate,
+        "sample_rate": tokenizer.sample_rate,
+        "use": use,
+        "speed": store.get(f"speed/{contender.name}", lambda: tokenizer_parts.speed(tokenizer, timed, repeats)),
+    }
 
 
 def _reconstructions(
@@ -197,14 +203,6 @@ def _with_entropy(row: dict[str, Any], about: Mapping[str, Any]) -> dict[str, An
         return row
     bits = [codebook["entropy_bits"] for codebook in about[row["system"]]["use"]["codebooks"]]
     return row | {"kbps_entropy": entropy_kbps(bits[: row["codebooks"]], about[row["tokenizer"]]["frame_rate"])}
-
-
-def _about(tokenizer: TokenizerSystem) -> dict[str, Any]:
-    return {
-        "codebook_sizes": list(tokenizer.codebook_sizes),
-        "frame_rate": tokenizer.frame_rate,
-        "sample_rate": tokenizer.sample_rate,
-    }
 
 
 def _contenders(
