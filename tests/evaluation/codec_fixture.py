@@ -64,6 +64,12 @@ class FrameCodec:
         return FrameCodec(random_codebooks(x, self.codebook_sizes, seed))
 
 
+def spectrum(wave: np.ndarray, sample_rate: int) -> np.ndarray:
+    """What stands for a speaker embedding, [4000]."""
+    assert sample_rate == RATE
+    return np.abs(np.fft.rfft(wave, RATE))[:4000]
+
+
 def frames(wave: np.ndarray) -> np.ndarray:
     """float32 [ceil(samples / FRAME), FRAME]."""
     return np.pad(wave, (0, -len(wave) % FRAME)).reshape(-1, FRAME).astype(np.float32)

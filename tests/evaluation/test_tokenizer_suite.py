@@ -20,7 +20,7 @@ from mimo_jax.evaluation.tokenizer_suite import TokenizerOptions, evaluate_token
 from mimo_jax.evaluation.tokenizer_tables import section_text
 from mimo_jax.interop import hf
 from mimo_jax.models.tokenizer import rvq
-from tests.evaluation.codec_fixture import RATE, SENTENCES, FrameCodec, kmeans_codebooks, speech
+from tests.evaluation.codec_fixture import RATE, SENTENCES, FrameCodec, kmeans_codebooks, spectrum, speech
 
 OPTIONS = TokenizerOptions(limit=2, calibration=2, usage_limit=4, speed_waves=2, speed_repeats=1, samples=1)
 
@@ -66,7 +66,7 @@ class Listener:
 def measured(codec, corpus, tmp_path_factory):
     root, records = corpus
     out = tmp_path_factory.mktemp("out")
-    referees = Referees(Listener(SENTENCES), cosine_similarity(lambda wave, rate: np.abs(np.fft.rfft(wave, 512))), 1)
+    referees = Referees(Listener(SENTENCES), cosine_similarity(spectrum), 1)
     quiet = codec_baselines.Baseline("half", 1.0, "", lambda w, _: codec_baselines.Coded([x / 2 for x in w], 1000.0))
     result = evaluate_tokenizers({"toy": codec}, [quiet], records, root, out, OPTIONS, referees)
     return result, out
@@ -231,7 +231,13 @@ def test_griffin_lim_is_near_the_original(waves):
 def test_command_compares_exported_folders(corpus, tokenizer_tiny, tmp_path, capsys):
     root, _ = corpus
     gin.clear_config()
-    files = ["gin/runs/evaluate_tokenizer.gin"]
+    own = tmp_path / "own.gin"
+    own.write_text(
+        "from __gin__ import dynamic_registration\nfrom mimo_jax.evaluation import speaker\n"
+        "from tests.evaluation import codec_fixture\nSPEAKER = @speaker.cosine_similarity()\n"
+        "speaker.cosine_similarity.embed = @codec_fixture.spectrum\n"
+    )
+    files = ["gin/runs/evaluate_tokenizer.gin", str(own)]
     bindings = [
         f"OUT = '{tmp_path / 'out'}'",
         f"MANIFEST = '{root}'",
@@ -254,7 +260,7 @@ def test_command_compares_exported_folders(corpus, tokenizer_tiny, tmp_path, cap
     for expected in (
         "one, 4",
         "two, 1",
-        "No speaker similarity",
+        " speaker\n",
         "No error rates",
         "Griffin-Lim was left",
     ):
