@@ -131,9 +131,11 @@ def _value(row: tables.Row, key: str) -> float | None:
 
 def _table(rows: Sequence[tables.Row]) -> str:
     shown = tables.columns(rows)
-    head = "".join(f"<th>{escape(h)}</th>" for h in ("system", "kbit/s", "real kbit/s", *(h for _, h, _ in shown)))
+    head = "".join(
+        f"<th>{escape(h)}</th>" for h in ("system", "codebooks", "kbit/s", "real kbit/s", *(h for _, h, _ in shown))
+    )
     body = "".join(
-        f"<tr><td>{escape(tables.label(row))}</td>{''.join(f'<td>{rate}</td>' for rate in tables.bit_rates(row))}"
+        f"{_named(row)}{''.join(f'<td>{rate}</td>' for rate in tables.bit_rates(row))}"
         f"{''.join(report_page.cell(tables.figure(row, key)) for key, _, _ in shown)}</tr>"
         for row in rows
     )
@@ -144,15 +146,18 @@ def _table(rows: Sequence[tables.Row]) -> str:
     )
 
 
+def _named(row: tables.Row) -> str:
+    """The beginning of a line: what it is about, and the number of codebooks."""
+    return f"<tr><td>{escape(row['system'])}</td><td>{row.get('codebooks') or '-'}</td>"
+
+
 def _differences(rows: Sequence[tables.Row]) -> str:
     if not rows:
         return ""
     shown = tables.columns(rows)
-    head = "".join(f"<th>{escape(h)}</th>" for h in ("difference, codebooks", *(h for _, h, _ in shown)))
+    head = "".join(f"<th>{escape(h)}</th>" for h in ("difference", "codebooks", *(h for _, h, _ in shown)))
     body = "".join(
-        f"<tr><td>{escape(tables.label(row))}</td>"
-        f"{''.join(report_page.cell(tables.figure(row, key)) for key, _, _ in shown)}</tr>"
-        for row in rows
+        f"{_named(row)}{''.join(report_page.cell(tables.figure(row, key)) for key, _, _ in shown)}</tr>" for row in rows
     )
     return (
         "<h3>Differences over the same utterances</h3><p class='note'>The first minus the second, mean and 95 % "
@@ -164,11 +169,11 @@ def _players(report: TokenizerReport, section: str, rows: Sequence[tables.Row]) 
     folder = Path(report.evaluation_dir) / "samples" / section
     clips: dict[str, list[str]] = {}
     texts: dict[str, str] = {}
-    for system in dict.fromkeys(row["system"] for row in rows):
+    for system, kind in {row["system"]: row["kind"] for row in rows}.items():
         stored = Path(report.evaluation_dir) / "parts" / f"{part_name(section, system)}.json"
         found = json.loads(stored.read_text(encoding="utf-8"))["result"]["rows"]
         wanted = [r for r in found if r.get("codebooks") in (None, *_PLAYED)] or found[-1:]
-        for row in wanted:
+        for row in wanted[-1:] if kind == "random" else wanted:  # clips are most of the page
             n = row.get("codebooks")
             title = f"{system}, {n} codebook{'s' if n > 1 else ''}" if n else system
             for item in (item for item in row["items"] if item.get("file")):

@@ -47,7 +47,7 @@ class TokenizerOptions:
     calibration: int = 64
     speed_waves: int = 32
     speed_repeats: int = 3
-    samples: int = 4
+    samples: int = 3
     seed: int = 0
 
     def counts(self, tokenizer: TokenizerSystem) -> list[int]:
