@@ -10,6 +10,7 @@ import numpy as np
 from mimo_jax.models.tokenizer import rvq
 
 _SCALES = (0.125, 0.25, 0.5, 0.75, 1.0)
+_MOST = 16_384  # features that are looked at, spread evenly: what is computed has size x features entries
 
 
 def random_codebooks(features: np.ndarray, sizes: Sequence[int], seed: int) -> list[np.ndarray]:
@@ -34,7 +35,8 @@ def random_codebooks(features: np.ndarray, sizes: Sequence[int], seed: int) -> l
     if features.ndim != 2 or len(features) < 2:
         raise ValueError(f"features are {features.shape}: give [frames, D], at least two frames")
     rng = np.random.Generator(np.random.Philox(seed))
-    residual, books = np.asarray(features, np.float32), []
+    chosen = np.linspace(0, len(features) - 1, min(len(features), _MOST)).astype(int)
+    residual, books = np.asarray(features[chosen], np.float32), []
     for size in sizes:
         mean = residual.mean(axis=0)
         # Random mixtures of the centred residuals have their covariance, without D x D matrices.
