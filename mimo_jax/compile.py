@@ -36,7 +36,6 @@ def compile_step(
     batch: dict[str, jax.ShapeDtypeStruct],
     topology: str,
     audio_share: float = 0.5,
-    audio_hours: float | None = None,
     json_file: str | None = None,
     hlo_file: str | None = None,
 ) -> dict[str, Any]:
@@ -48,7 +47,6 @@ def compile_step(
       batch: shapes of a global batch, see `ahead_of_time.batches`.
       topology: see `ahead_of_time.machines.describe`.
       audio_share: share of positions that hold a patch, for FLOPs.
-      audio_hours: of a stage that reads waveforms: hours whose cost is told.
       json_file: also written there.
       hlo_file: receives the compiled program's text.
 
@@ -63,7 +61,7 @@ def compile_step(
     compiled = steps.compile_for(machine, objective, optimizer, hardware, batch)
     if hlo_file and compiled.text:
         Path(hlo_file).write_text(compiled.text)
-    figures = report.figures(name, compiled, budget, audio_share, audio_hours)
+    figures = report.figures(name, compiled, budget, audio_share)
     print(report.table(figures))
     if json_file:
         Path(json_file).write_text(json.dumps(figures, indent=1) + "\n")

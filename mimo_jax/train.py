@@ -123,7 +123,7 @@ def train(
         else:
             if jax.process_index() == 0:
                 (Path(model_dir) / "config.gin").write_text(gin.config_str())
-            rows, context = next(iter(stage.batch.values())).shape[:2]
+            rows = next(iter(stage.batch.values())).shape[0]
             state = loop.Loop(
                 name=name,
                 model_dir=model_dir,
@@ -143,7 +143,7 @@ def train(
                 keep=keep,
                 open_writer=lambda step: MetricWriter(model_dir, step),
                 profiler=Profiler(model_dir, profile),
-                flops=lambda text, audio: utilization.model_flops(objective, text, audio, context),
+                flops=lambda text, audio: utilization.model_flops(objective, text, audio, stage.batch),
                 mesh=mesh,
             ).run()
         checkpoints.close()

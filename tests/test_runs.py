@@ -11,7 +11,9 @@ import pytest
 from mimo_jax import cli
 from mimo_jax import compile as compile_script
 from mimo_jax.models import layers
+from mimo_jax.training import utilization
 from mimo_jax.training.optimizer import FROZEN
+from mimo_jax.training.schedule import PATCH_SECONDS
 
 GIN = Path(__file__).parents[1] / "gin"
 FILES = sorted(path.stem for path in (GIN / "hardware").glob("*_*.gin"))
@@ -102,3 +104,6 @@ def test_runs_of_the_published_tokenizer(resolve, run, hardware):
     stacks = sum(count(tokenizer[name]["transformer"]) for name in ("encoder", "decoder"))
     trained = 6 if "tokenizer" in params else 4  # a frozen encoder has no backward pass
     assert 1.0 < objective.step_flops(batch) / (trained * 2 * frames * stacks) < 1.6
+    # All of a batch is audio: what the log calls utilisation counts a step's arithmetic.
+    causal, full = utilization.model_flops(objective, 0, rows * 30.72 / PATCH_SECONDS, batch)
+    assert causal == pytest.approx(objective.step_flops(batch)) and full > causal

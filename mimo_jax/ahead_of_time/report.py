@@ -10,7 +10,7 @@ from mimo_jax.ahead_of_time.hlo import Program
 from mimo_jax.ahead_of_time.steps import CompiledStep
 from mimo_jax.models import cost
 from mimo_jax.objectives.language_model import LanguageModelObjective
-from mimo_jax.training.schedule import Budget
+from mimo_jax.training.schedule import PATCH_SECONDS, Budget
 from mimo_jax.training.utilization import model_flops
 
 BACKWARD_KERNEL = 2.5
@@ -21,9 +21,7 @@ _FULL_RECOMPUTATION = 4 / 3
 _GIB = 2.0**30
 
 
-def figures(
-    name: str, step: CompiledStep, budget: Budget, audio_share: float, audio_hours: float | None = None
-) -> dict[str, Any]:
+def figures(name: str, step: CompiledStep, budget: Budget, audio_share: float) -> dict[str, Any]:
     """All figures of a step; those that need a compiled program are None where it did not fit."""
     memory, devices = step.memory, step.mesh.devices.size
     rows, context = _rows_and_context(step)
@@ -31,9 +29,9 @@ def figures(
     audio = positions * audio_share
     seconds_of_audio = _seconds_of_audio(step)
     if seconds_of_audio is None:
-        flops = model_flops(step.objective, positions - audio, audio, context)
+        flops = model_flops(step.objective, positions - audio, audio, step.batch)
     else:
-        flops = tuple(step.objective.step_flops(step.batch, causal) for causal in (True, False))  # type: ignore[attr-defined]
+        flops = model_flops(step.objective, 0.0, seconds_of_audio / PATCH_SECONDS, step.batch)
     result: dict[str, Any] = {
         "stage": name,
         "topology": step.machine.topology,
@@ -67,7 +65,7 @@ def figures(
     if step.text:
         result |= _speed(step, flops, positions, devices)
         if seconds_of_audio is not None:
-            result |= _audio_cost(result, seconds_of_audio / 3600, audio_hours, devices)
+            result |= _audio_cost(result, seconds_of_audio / 3600, budget.audio_hours, devices)
         if budget.tokens:
             count = budget.tokens / positions
             seconds = count * result["est_step_seconds"]

@@ -27,6 +27,8 @@ TEXT_KINDS = ("transcript", "caption")
 """What a text may be; `text_kind` of a batch is the place in this list."""
 FRAME_SAMPLES = 960
 """Samples of a code frame at 24 kHz and 25 Hz: packed utterances begin at its multiples."""
+PATCH_SAMPLES = 4 * FRAME_SAMPLES
+"""Samples of a patch, 160 ms: what budgets and speeds count audio in."""
 
 logger = logging.getLogger(__name__)
 
@@ -157,7 +159,7 @@ class WaveformSource:
                 self.skipped["audio_too_long"] += 1
             else:
                 self.records.append(record)
-                self._text.append(text)
+                self._text.append(text if samples <= self._max_samples else (text[0][:0], text[1][:0]))
                 # n samples have 1 + n // FRAME_SAMPLES code frames.
                 self._samples_of.append(min(samples, self._max_samples - (self._lengths == "packed")))
 
@@ -194,8 +196,14 @@ class WaveformSource:
         return -(-len(self._rows) // self._batch_size)
 
     def token_counts(self, step: int) -> tuple[int, int]:
-        """(0, 0): waveforms hold no positions of the language model; their stages have budgets in steps."""
-        return 0, 0
+        """(text ids, patches of 160 ms of audio) in the global batch of a step; lengths as the manifest says them."""
+        text = samples = 0
+        for number in range(step * self._batch_size, (step + 1) * self._batch_size):
+            epoch, utterances = self._numbers(number)
+            for one in utterances:
+                samples += self._samples_of[one]
+                text += len(self._text[one][self._kind(one, epoch)])
+        return text, round(samples / PATCH_SAMPLES)
 
     def _wave(self, number: int) -> np.ndarray:
         """int16 samples of an utterance, from memory or disk."""
@@ -219,23 +227,28 @@ class WaveformSource:
         while self._room < 0 and self._cache:
             self._room += self._cache.popitem(last=False)[1].nbytes
 
-    def _row(self, number: int) -> list[Utterance]:
-        """The utterances of a row of the endless list; none behind the end of a single pass."""
+    def _numbers(self, number: int) -> tuple[int, list[int]]:
+        """(epoch, utterances) of a row of the endless list; none behind the end of a single pass."""
         epoch, place = divmod(number, len(self._rows))
         if epoch and not self._repeat:
-            return []
+            return epoch, []
         if self._shuffle:
             place = int(permute(np.asarray(place), len(self._rows), key_of(self._seed, epoch)))
+        return epoch, self._rows[place].tolist()
+
+    def _row(self, number: int) -> list[Utterance]:
+        """What a row of the endless list is filled with."""
+        epoch, numbers = self._numbers(number)
         found = []
-        for one in self._rows[place].tolist():
+        for one in numbers:
             kind = self._kind(one, epoch)
             # Packed utterances have the room that was planned, should a file be longer than its manifest says.
             size = self._samples_of[one] if self._lengths == "packed" else None
             found.append(Utterance(self._wave(one)[:size], self._text[one][kind], kind))
-        if self._lengths != "crop" or len(found[0].wave) <= self._max_samples:
+        if self._lengths != "crop" or not found or len(found[0].wave) <= self._max_samples:
             return found
         room = len(found[0].wave) - self._max_samples + 1
-        start = key_of(self._seed, epoch, place, 1) % room
+        start = key_of(self._seed, epoch, numbers[0], 1) % room
         return [Utterance(found[0].wave[start : start + self._max_samples], found[0].text[:0])]
 
     def _kind(self, number: int, epoch: int) -> int:

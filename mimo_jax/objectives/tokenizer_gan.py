@@ -62,6 +62,8 @@ class TokenizerGanObjective:
       reconstruction_weight, adversarial_weight, feature_weight: of L_G.
       adversarial_start: share of the stage's budget after which the generator listens to the discriminators; they learn
         from the first step, so that they have something to say by then.
+      dropout: probability that a sequence is decoded from a random number of codebooks (1..n) instead of all, so that
+        decoder and vocoder stay good at fewer, such as the 8 of 20 that a language model predicts. Not in the report.
       scales, mel_floor: of the reconstruction loss.
     """
 
@@ -74,6 +76,7 @@ class TokenizerGanObjective:
     adversarial_weight: float = 1.0
     feature_weight: float = 2.0
     adversarial_start: float = 0.05
+    dropout: float = 0.0
     scales: tuple[int, ...] = (5, 6, 7)
     mel_floor: float | None = 1e-5
 
@@ -138,8 +141,9 @@ class TokenizerGanObjective:
         self, params: Params, mutable: Mutable, batch: Batch, rng: jax.Array, progress: jax.Array
     ) -> tuple[jax.Array, tuple[Mutable, Metrics]]:
         """L_G + L_D; moves the spectral-norm vectors."""
-        rows = self._whole(params, mutable, batch)
-        real = rows.random(rng, self.segment_frames, self.config.hop_length, self.segments_per_row)
+        dropout_rng, crop_rng = jax.random.split(rng)
+        rows = self._whole(params, mutable, batch, dropout_rng)
+        real = rows.random(crop_rng, self.segment_frames, self.config.hop_length, self.segments_per_row)
         fake, distance = self._vocode(params, mutable, real)
         reconstruction = ratio(*distance)
 
@@ -171,7 +175,7 @@ class TokenizerGanObjective:
 
     def evaluate(self, params: Params, mutable: Mutable, batch: Batch) -> dict[str, tuple[Array, Array]]:
         """Sum and count of the reconstruction loss over whole sequences."""
-        return {"reconstruction": self._vocode(params, mutable, self._whole(params, mutable, batch))[1]}
+        return {"reconstruction": self._vocode(params, mutable, self._whole(params, mutable, batch, None))[1]}
 
     def step_flops(self, batch: Batch, causal: bool = True) -> float:
         """Model FLOPs of a step on a batch of such shapes, see `models.tokenizer.cost`."""
@@ -195,12 +199,19 @@ class TokenizerGanObjective:
             "constants": mutable["constants"],
         }
 
-    def _whole(self, params: Params, mutable: Mutable, batch: Batch) -> Stretch:
-        """The decoder's mel of whole sequences (its norms look at all of a sequence), with their waveforms."""
+    def _whole(self, params: Params, mutable: Mutable, batch: Batch, rng: jax.Array | None) -> Stretch:
+        """The decoder's mel of whole sequences (its norms look at all of a sequence), with their waveforms.
+
+        With rng some from fewer codebooks (`dropout`).
+        """
         variables, codebooks = self._variables(params, mutable), mutable["codebooks"]["quantizer"]
         mel, extent, samples = audio_batches.log_mel(batch, self.config)
         features, extent = self._model().apply(variables, mel, extent, method="encode_features")
-        quantized = rvq.decode(codebooks, rvq.encode(codebooks, features, self.config.num_quantizers))
+        codes, books = rvq.encode(codebooks, features, self.config.num_quantizers), None
+        if rng is not None and self.dropout:
+            batch_size, length, count = codes.shape
+            books = rvq.books_in_use(count, extent, length, batch_size, rng, self.dropout)
+        quantized = rvq.decode(codebooks, codes, books)
         quantized = extents.masked(quantized, extent)
         coarse, frames = self._model().apply(variables, quantized, extent, method="decode_features")
         return Stretch.whole(coarse, frames, batch["waveform"], samples, self.config.hop_length)

@@ -12,12 +12,16 @@ from typing import Any
 import jax
 
 from mimo_jax.training.host_memory import resident_bytes
+from mimo_jax.training.schedule import PATCH_SECONDS
 from mimo_jax.training.utilization import peak_flops
 
 logger = logging.getLogger(__name__)
 
 Flops = Callable[[float, float], tuple[float, float] | None]
 """(text positions, audio patches) -> (causal, full) model FLOPs of training on them, None if unknown."""
+
+# Figures of this many kinds or more, such as one per codebook, share a place in the log line.
+_MANY = 5
 
 
 @dataclasses.dataclass
@@ -94,6 +98,7 @@ class Speed:
                 "train/step_seconds": seconds / window.steps,
                 "speed/input_seconds": window.waited / window.steps,
                 "speed/tokens_per_second_per_device": (window.text + window.audio) / seconds / self._devices,
+                "speed/audio_seconds_per_second_per_device": window.audio * PATCH_SECONDS / seconds / self._devices,
             }
             spent = self._flops(window.text, window.audio)
             if spent is not None and self._peak is not None:
@@ -115,17 +120,14 @@ def line(name: str, step: int, progress: float, values: Mapping[str, Any]) -> st
     parts.append(f"tokens {_count(values['text_tokens'])} text {_count(values['audio_tokens'])} audio")
     parts.append(f"loss {values['train/loss']:.4f}")
     known = {"train/loss", "train/grad_norm", "train/skipped", "train/step_seconds", "train/loss_limit"}
-    parts += [
-        f"{key.removeprefix('train/')} {value:.4g}"
-        for key, value in values.items()
-        if key.startswith("train/") and key not in known
-    ]
+    parts += _figures({key: value for key, value in values.items() if key.startswith("train/") and key not in known})
     parts.append(f"grad norm {values['train/grad_norm']:.3g}")
     if values["train/skipped"]:
         parts.append(f"skipped {int(values['train/skipped'])}")
     if "train/step_seconds" in values:
         parts.append(f"{values['train/step_seconds']:.3g} s/step")
         parts.append(f"{_count(values['speed/tokens_per_second_per_device'])} tokens/s/device")
+        parts.append(f"{_count(values['speed/audio_seconds_per_second_per_device'])} s audio/s/device")
     if "speed/mfu_causal" in values:
         parts.append(f"MFU {values['speed/mfu_causal']:.1%} causal {values['speed/mfu_full']:.1%} full")
     parts.append(f"goodput {values['speed/goodput']:.1%}")
@@ -135,6 +137,22 @@ def line(name: str, step: int, progress: float, values: Mapping[str, Any]) -> st
     if "speed/seconds_left" in values:
         parts.append(f"left {_duration(values['speed/seconds_left'])}")
     return "  ".join(parts)
+
+
+def _figures(values: Mapping[str, float]) -> list[str]:
+    """ "name value" of each; of many that differ by a number at the end only, such as `usage/1`, the range."""
+    groups: dict[str, dict[str, float]] = {}
+    for key, value in values.items():
+        name = key.removeprefix("train/")
+        kind, _, last = name.rpartition("/")
+        groups.setdefault(f"{kind}/*" if kind and last.isdigit() else name, {})[name] = value
+    shown = []
+    for kind, found in groups.items():
+        if len(found) < _MANY:
+            shown += [f"{name} {value:.4g}" for name, value in found.items()]
+        else:
+            shown.append(f"{kind} {min(found.values()):.4g} to {max(found.values()):.4g}")
+    return shown
 
 
 def _count(value: float) -> str:

@@ -9,27 +9,33 @@ import jax.numpy as jnp
 
 from mimo_jax.cli import UserError
 
+PATCH_SECONDS = 0.16
+"""Audio that a patch stands for: 4 code frames at 25 Hz."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
-    """How long a stage lasts: exactly one of the four is set.
+    """How long a stage lasts: exactly one of the five is set.
 
     Attributes:
       tokens: positions seen (text tokens + audio patches at 6.25 Hz; arXiv 2512.23808, section 4).
       text_tokens: text positions seen.
       audio_tokens: audio patches seen.
-      steps: optimiser steps, for stages without tokens (audio tokenizer, recogniser).
+      audio_hours: hours of audio seen, counted in patches.
+      steps: optimiser steps.
     """
 
     tokens: float | None = None
     text_tokens: float | None = None
     audio_tokens: float | None = None
+    audio_hours: float | None = None
     steps: int | None = None
 
     def __post_init__(self) -> None:
         given = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
         if len(given) != 1 or next(iter(given.values())) <= 0:
-            raise UserError(f"Budget: set one of tokens, text_tokens, audio_tokens, steps to more than 0; got {given}")
+            names = ", ".join(field.name for field in dataclasses.fields(self))
+            raise UserError(f"Budget: set one of {names} to more than 0; got {given}")
 
     def progress(self, step: int, text_tokens: int, audio_tokens: int) -> float:
         """Share spent, in [0, 1], after `step` steps on so many positions."""
@@ -37,6 +43,7 @@ class Budget:
             (text_tokens + audio_tokens, self.tokens),
             (text_tokens, self.text_tokens),
             (audio_tokens, self.audio_tokens),
+            (audio_tokens * PATCH_SECONDS / 3600, self.audio_hours),
             (step, self.steps),
         ):
             if limit is not None:

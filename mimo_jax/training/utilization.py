@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 
 from mimo_jax.models import cost
+from mimo_jax.training.schedule import PATCH_SECONDS
 
 # Dense bf16 FLOP/s of one device as jax counts devices (half a chip of TPU7x, otherwise a chip), from the makers' data
 # sheets. `device_kind` of jax; the first entry that it begins with applies.
@@ -36,20 +39,24 @@ def peak_flops(device: jax.Device) -> float | None:
     return next((flops for name, flops in PEAK_FLOPS if kind.startswith(name)), None)
 
 
-def model_flops(objective: Any, text: float, audio: float, context: int) -> tuple[float, float] | None:
-    """(causal, full) training FLOPs of so many text and audio positions in rows of `context`.
+def model_flops(
+    objective: Any, text: float, audio: float, batch: Mapping[str, jax.ShapeDtypeStruct]
+) -> tuple[float, float] | None:
+    """(causal, full) training FLOPs of so many text positions and audio patches in batches of such shapes.
 
     None where nothing is known: an objective that is no language model and has no method
-    `flops(text, audio, context, causal) -> float`.
+    `step_flops(batch, causal) -> float` for batches of waveforms, which is counted by their share of audio.
     """
-    own = getattr(objective, "flops", None)
-    if own is not None:
-        return own(text, audio, context, causal=True), own(text, audio, context, causal=False)
+    step_flops = getattr(objective, "step_flops", None)
+    if step_flops is not None:
+        share = audio * PATCH_SECONDS * objective.config.sampling_rate / math.prod(batch["waveform"].shape)
+        return share * step_flops(batch, causal=True), share * step_flops(batch, causal=False)
     # Imported here: the trainer of other objectives needs no language model.
     from mimo_jax.objectives.language_model import LanguageModelObjective
 
     if not isinstance(objective, LanguageModelObjective):
         return None
+    context = batch["text"].shape[1]
     causal, full = (
         cost.training_flops(objective.model, context, text, audio, decoder=objective.trains_audio, causal=causal)
         for causal in (True, False)

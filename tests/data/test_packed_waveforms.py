@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from mimo_jax.data.audio import load_audio, write_flac
 from mimo_jax.data.manifest import Record, read_manifest, write_manifest
-from mimo_jax.data.waveforms import FRAME_SAMPLES, WaveformSource, character_ids
+from mimo_jax.data.waveforms import FRAME_SAMPLES, PATCH_SAMPLES, WaveformSource, character_ids
 from tests.data.corpus_fixture import make_corpus
 
 LETTERS = character_ids("abcdefghijklmnopqrstuvwxyz '0123456789.")
@@ -65,6 +65,19 @@ def test_pure_in_step_for_any_hosts(corpus):
         expected = whole.batch(step)
         for name, value in expected.items():
             np.testing.assert_array_equal(np.concatenate([r[name] for r in rows]), value, err_msg=name)
+
+
+@pytest.mark.parametrize("lengths", ["whole", "crop", "joined", "packed"])
+def test_counts_are_those_of_the_batch(corpus, lengths):
+    options = OPTIONS | {"lengths": lengths, "max_samples": 45 * FRAME_SAMPLES if lengths == "crop" else ROW}
+    source = WaveformSource(corpus, 4, caption_share=0.5, seed=1, **options)
+    for step in (0, 3, 50):
+        text, audio = source.token_counts(step)
+        batch = source.batch(step)
+        ids = batch["text_segments"] > 0 if lengths == "packed" else batch["text_length"]
+        assert text == ids.sum() and audio == pytest.approx(batch["num_samples"].sum() / PATCH_SAMPLES, abs=0.6)
+    once = WaveformSource(corpus, 4, repeat=False, **options)
+    assert once.token_counts(once.steps_per_pass()) == (0, 0)
 
 
 def test_captions_are_asked_for_at_their_share(corpus):

@@ -181,6 +181,25 @@ def test_stage_two(trained):
     assert any(jax.tree.leaves(jax.tree.map(lambda a, b: bool(np.any(a != b)), moved["spectral"], mutable["spectral"])))
 
 
+def test_stage_two_decodes_from_fewer_codebooks(trained):
+    _, params1, mutable1 = trained
+    params, mutable = GAN.from_stage1(params1, mutable1, jax.random.key(7), batch())
+
+    def reconstruction(objective, mutable):
+        loss = jax.jit(objective.loss)
+        draws = [loss(params, mutable, batch(), jax.random.key(i), jnp.float32(0))[1][1] for i in range(3)]
+        return [float(metrics["loss/reconstruction"]) for metrics in draws]
+
+    # Where only the first codebook says anything, it does not matter how many are in use.
+    books = {name: dict(book) for name, book in mutable["codebooks"]["quantizer"].items()}
+    for name in sorted(books)[1:]:
+        books[name]["embed"] = jnp.zeros_like(books[name]["embed"])
+    first_only = {**mutable, "codebooks": {"quantizer": books}}
+    dropping = dataclasses.replace(GAN, dropout=1.0)
+    assert reconstruction(dropping, first_only) == pytest.approx(reconstruction(GAN, first_only), rel=1e-6)
+    assert reconstruction(dropping, mutable) != pytest.approx(reconstruction(GAN, mutable), rel=1e-6)
+
+
 def test_stage_two_refuses_another_tokenizer(trained):
     _, params, mutable = trained
     other = dataclasses.replace(GAN, config=dataclasses.replace(CONFIG, vocoder_num_layers=2))

@@ -40,11 +40,15 @@ def encode(codebooks: Codebooks, x: Array, num_quantizers: int) -> Array:
     return jnp.stack(codes, axis=-1)
 
 
-def decode(codebooks: Codebooks, codes: Array) -> Array:
-    """codes [B, T, n] of the first n codebooks -> sum of their vectors [B, T, D] float32."""
-    total = codebooks["layers_0"]["embed"][codes[..., 0]]
-    for i in range(1, codes.shape[-1]):
-        total = total + codebooks[f"layers_{i}"]["embed"][codes[..., i]]
+def decode(codebooks: Codebooks, codes: Array, books: Array | None = None) -> Array:
+    """codes [B, T, n] of the first n codebooks -> sum of their vectors [B, T, D] float32.
+
+    With books [B, T] only the first so many of each frame.
+    """
+    total = jnp.zeros((), jnp.float32)
+    for i in range(codes.shape[-1]):
+        vectors = codebooks[f"layers_{i}"]["embed"][codes[..., i]]
+        total = total + (vectors if books is None else jnp.where((i < books)[..., None], vectors, 0))
     return total
 
 
@@ -237,8 +241,11 @@ def train_pass(
     return jax.lax.cond(active, lambda: _train_pass(codebooks, x, extent, rng, options), skip)
 
 
-def _books_in_use(n: int, extent: Extent, size: int, batch: int, rng: jax.Array, dropout: float) -> Array:
-    """[B, size]: of n codebooks, how many each frame's sequence uses; 0 outside the extent."""
+def books_in_use(n: int, extent: Extent, size: int, batch: int, rng: jax.Array, dropout: float) -> Array:
+    """[B, size]: of n codebooks, how many each frame's sequence uses; 0 outside the extent.
+
+    With probability `dropout` a sequence uses a random number of 1..n, otherwise all.
+    """
     drop_rng, count_rng = jax.random.split(rng)
     shape = (batch, extents.capacity(extent))
     dropped = jax.random.uniform(drop_rng, shape) < dropout
@@ -251,7 +258,7 @@ def _train_pass(
     batch, length, dim = x.shape
     n = len(codebooks)
     drop_rng, *layer_rngs = jax.random.split(rng, n + 1)
-    books = _books_in_use(n, extent, length, batch, drop_rng, options.dropout)
+    books = books_in_use(n, extent, length, batch, drop_rng, options.dropout)
     residual, quantized = x.astype(jnp.float32), jnp.zeros(x.shape, jnp.float32)
     updated: Codebooks = {}
     metrics: dict[str, Array] = {}

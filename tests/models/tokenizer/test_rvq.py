@@ -175,3 +175,14 @@ def test_the_first_eight_of_twenty():
     assert not np.any(run(first, lengths, method="decode")[1, 7:])
     with pytest.raises(ValueError, match=r"num_quantizers is 21: this tokenizer has 1\.\.20"):
         run(x, lengths, 21, method="encode")
+
+
+def test_decode_of_fewer_codebooks_in_some_frames():
+    x, _ = features(batch=2, length=5)
+    books, _ = train_pass(empty_books((4, 4), 6), x, jnp.full(2, 5), jax.random.key(0), OPTIONS)
+    codes = rvq.encode(books, x, 2)
+    count = jnp.array([[0, 1, 2, 2, 1], [2, 1, 0, 1, 2]])
+    out = rvq.decode(books, codes, count)
+    for n in (1, 2):
+        np.testing.assert_array_equal(out[count == n], rvq.decode(books, codes[..., :n])[count == n])
+    assert not out[count == 0].any()
