@@ -79,7 +79,7 @@ def build(
     params, mutable = jax.eval_shape(lambda batch: objective.init(jax.random.key(seed), batch), dict(batch))
     transformation = optimizer.build(layers.unbox(params))
     shapes = jax.eval_shape(functools.partial(new_state, transformation=transformation), params, mutable)
-    shardings = _state_shardings(params, shapes, mesh, hardware)
+    shardings = _state_shardings(params, mutable, shapes, mesh, hardware)
     places = mesh_lib.batch_shardings(batch, mesh)
 
     gradients = gradient_function(objective, hardware.microbatches, shardings.params, places)
@@ -114,8 +114,10 @@ def _placed(shapes: Any, shardings: Any) -> Any:
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
 
 
-def _state_shardings(boxed_params: Any, shapes: TrainState, mesh: Mesh, hardware: mesh_lib.Hardware) -> TrainState:
-    """Parameters by the rules, optimiser moments like their parameter, everything else replicated."""
+def _state_shardings(
+    boxed_params: Any, boxed_mutable: Any, shapes: TrainState, mesh: Mesh, hardware: mesh_lib.Hardware
+) -> TrainState:
+    """Parameters and frozen ones by the rules, optimiser moments like their parameter, everything else replicated."""
     by_params = mesh_lib.tree_shardings(boxed_params, mesh, hardware.rules, hardware.indivisible)
     replicated = NamedSharding(mesh, PartitionSpec())
     places = dict(_leaves(by_params))
@@ -133,7 +135,8 @@ def _state_shardings(boxed_params: Any, shapes: TrainState, mesh: Mesh, hardware
         step=replicated,
         skipped=replicated,
         params=by_params,
-        mutable=jax.tree.map(lambda _: replicated, shapes.mutable),
+        # What is frozen has axis names, too; codebooks and constants have none.
+        mutable=mesh_lib.tree_shardings(boxed_mutable, mesh, hardware.rules, hardware.indivisible),
         opt_state=jax.tree_util.tree_map_with_path(place, shapes.opt_state),
     )
 

@@ -2,10 +2,15 @@
 
 import functools
 
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec
 
 from mimo_jax.parallel.mesh import Hardware
+from mimo_jax.training import program
 from mimo_jax.training.optimizer import Group, Optimizer
 from tests.objectives.test_tokenizer import GAN, OBJECTIVE, batch
 from tests.parallel.runs import ONE, STEPS, run
@@ -30,6 +35,20 @@ def compare(stage, mesh, steps):
     actual, expected = run(MESHES[mesh], STAGES[stage], Tones(), OPTIMIZER, steps), on_one_device(stage, steps)
     np.testing.assert_allclose(actual, expected, rtol=2e-3)
     np.testing.assert_allclose(actual[:2], expected[:2], rtol=1e-4)
+
+
+def test_what_is_frozen_is_split_like_what_learns():
+    hardware = MESHES["mixed"]
+    mesh = hardware.make_mesh()
+    shapes = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, Tones().batch(0)))
+    with jax.set_mesh(mesh), nn.logical_axis_rules(hardware.rules):
+        learns, freezes = (
+            program.build(objective, OPTIMIZER, hardware, mesh, shapes).shardings for objective in (OBJECTIVE, GAN)
+        )
+    encoder = jax.tree.map(lambda sharding: sharding.spec, freezes.mutable["encoder"])
+    assert encoder == jax.tree.map(lambda sharding: sharding.spec, learns.params["tokenizer"]["encoder"])
+    assert any("fsdp" in spec for spec in jax.tree.leaves(encoder, is_leaf=lambda x: isinstance(x, PartitionSpec)))
+    assert all(sharding.is_fully_replicated for sharding in jax.tree.leaves(freezes.mutable["codebooks"]))
 
 
 def test_unified_stage_mixed():
