@@ -22,7 +22,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -32,7 +31,7 @@ from typing import Any
 from absl import app, flags
 
 from mimo_jax import cli
-from mimo_jax.chain import Chain, Stage
+from mimo_jax.chain import Chain, Stage, compiling_environment
 from mimo_jax.data.audio import SAMPLE_RATE
 from mimo_jax.data.manifest import read_manifest
 from mimo_jax.data.waveforms import FRAME_SAMPLES
@@ -110,16 +109,21 @@ PRESETS = {
 }
 
 
-def fitted_to(manifest: Path) -> dict[str, list[str]]:
-    """Gin bindings per stage that fit the shapes to a user's recordings: rows hold the longest, up to 20 s.
+def rows_of_recordings(manifest: Path, seconds_of_batch: float) -> tuple[int, int, int]:
+    """(samples of a row, rows of a batch, text ids of a row) that fit a user's recordings.
 
-    Rows are a whole number of code frames long, as packed ones have to be.
+    Rows hold the longest, up to 20 s, and are a whole number of code frames long, as packed ones have to be.
     """
-    records = read_manifest(manifest)
-    seconds = min(max(4.0, *(record.duration or 0.0 for record in records)) + 0.1, 20.0)
-    rows = max(4, round(64 / seconds))
+    seconds = min(max(4.0, *(record.duration or 0.0 for record in read_manifest(manifest))) + 0.1, 20.0)
     samples = math.ceil(seconds * SAMPLE_RATE / FRAME_SAMPLES) * FRAME_SAMPLES
-    wave = [f"MAX_SAMPLES={samples}", f"BATCH_ROWS={rows}", f"MAX_TEXT={round(60 * seconds)}"]
+    return samples, max(4, round(seconds_of_batch / seconds)), round(60 * seconds)
+
+
+def fitted_to(manifest: Path) -> dict[str, list[str]]:
+    """Gin bindings per stage that fit the shapes to a user's recordings."""
+    samples, rows, text = rows_of_recordings(manifest, seconds_of_batch=64)
+    wave = [f"MAX_SAMPLES={samples}", f"BATCH_ROWS={rows}", f"MAX_TEXT={text}"]
+    seconds = samples / SAMPLE_RATE
     context = 256 if seconds < 5 else 1024
     language = [f"CONTEXT={context}", f"BATCH_ROWS={max(2, 4 * 256 // context)}"]
     language += ["PATCH_CAPACITY=0.9", "LABELLED_CAPACITY=0.8"]  # whatever the share of audio
@@ -211,20 +215,6 @@ def finish(chain: Chain, out: Path, corpus: Path) -> dict[str, Any]:
     return metrics
 
 
-def environment() -> dict[str, str]:
-    """What every stage runs with: compiled programs are kept, memory comes in huge pages, TensorFlow is quiet."""
-    return {
-        "JAX_COMPILATION_CACHE_DIR": os.environ.get(
-            "JAX_COMPILATION_CACHE_DIR", str(Path.home() / ".cache" / "mimo_jax" / "jax")
-        ),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "1",
-        # A training step on a CPU allocates its arrays anew each time: without huge pages it takes about 1.4 times as
-        # long, for page faults. (glibc 2.35 and later; others ignore it.)
-        "GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1"),
-        "TF_CPP_MIN_LOG_LEVEL": "2",
-    }
-
-
 def define_flags() -> None:
     """The command line. Not at import: other main files have flags of the same names."""
     flags.DEFINE_enum("preset", "quick", sorted(PRESETS), "smoke: learns nothing; quick: minutes; full: up to 3 hours.")
@@ -244,7 +234,7 @@ def main(argv: Sequence[str]) -> None:
     try:
         if data is not None:
             open_source(str(data))  # what cannot be read is said at once
-        chain = Chain(out, environment())
+        chain = Chain(out, compiling_environment())
         chain.run(chain_stages(PRESETS[given.preset], out, data, given.seed))
         metrics = finish(chain, out, data or out / "corpus")
     except (cli.UserError, SourceError) as error:
