@@ -30,12 +30,15 @@ class DiscriminatorConfig:
       period_channels: features of their layers, strides 3 but for the last.
       stft_sizes: window lengths of the STFT discriminators, in samples; hop = a quarter.
       stft_channels: features of their layers.
+      input_gain: factor of the waveform before all of them. Layers of spectral norm 1 pass on a level, they do not raise
+        it: speech at -25 dB gives logits of some hundredths where the hinge loss asks for 1 and -1.
     """
 
     periods: tuple[int, ...] = (2, 3, 5, 7, 11)
     period_channels: tuple[int, ...] = (32, 128, 512, 1024, 1024)
     stft_sizes: tuple[int, ...] = (2048, 1024, 512, 256, 128)
     stft_channels: int = 32
+    input_gain: float = 1.0
 
 
 def spectral_norm(matrix: Array, u: Array) -> tuple[Array, Array]:
@@ -171,5 +174,5 @@ class Discriminators(nn.Module):
             StftDiscriminator(size, config.stft_channels, self.compute, name=f"stft_{size}")
             for size in config.stft_sizes
         ]
-        outputs = [part(wave) for part in parts]
+        outputs = [part(wave * config.input_gain) for part in parts]
         return [logits for logits, _ in outputs], [activations for _, activations in outputs]
