@@ -11,8 +11,9 @@ import dataclasses
 import hashlib
 import json
 import math
+import mmap
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -113,7 +114,42 @@ def read_manifest(path: str | os.PathLike[str]) -> list[Record]:
       FileNotFoundError: there is no such manifest.
       ManifestError: lines that are no valid records, with file, line and what is wrong.
     """
-    return [_record(fields) for file in _files(path, MANIFEST_NAME) for fields in _read_lines(file, _check_record)]
+    return [record for _, record in iterate_manifest(path)]
+
+
+def iterate_manifest(path: str | os.PathLike[str]) -> Iterator[tuple[tuple[int, int], Record]]:
+    """As `read_manifest`, one record at a time, each with its place for `ManifestLines`.
+
+    Raises:
+      FileNotFoundError: there is no such manifest.
+      ManifestError: as there, behind the last record of a file with such lines.
+    """
+    for number, file in enumerate(_files(path, MANIFEST_NAME)):
+        for offset, fields in _lines(file, _check_record):
+            yield (number, offset), _record(fields)
+
+
+class ManifestLines:
+    """Single records of a manifest, each read from its line when it is asked for.
+
+    Args:
+      path: of the manifest, as for `iterate_manifest`. Its files must stay as they are.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]):
+        self._files = [_mapped(file) for file in _files(path, MANIFEST_NAME)]
+
+    def record(self, file: int, offset: int) -> Record:
+        """The record at a place that `iterate_manifest` gave."""
+        content = self._files[file]
+        end = content.find(b"\n", offset)
+        line = content[offset : end if end >= 0 else len(content)]
+        return _record(_parse(line.decode("utf-8" if offset else "utf-8-sig")))
+
+
+def _mapped(path: Path) -> mmap.mmap | bytes:
+    with path.open("rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if path.stat().st_size else b""
 
 
 def read_texts(path: str | os.PathLike[str]) -> list[TextRecord]:
@@ -232,23 +268,29 @@ def _files(path: str | os.PathLike[str], name: str) -> list[Path]:
     return found
 
 
-def _read_lines(path: Path, check: Any) -> list[dict[str, Any]]:
-    good: list[dict[str, Any]] = []
+def _read_lines(path: Path, check: Callable[[dict[str, Any]], None]) -> list[dict[str, Any]]:
+    return [fields for _, fields in _lines(path, check)]
+
+
+def _lines(path: Path, check: Callable[[dict[str, Any]], None]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(offset in bytes, fields) of each good line; behind the last one an error names the bad ones."""
     errors: list[str] = []
-    with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
+    with open(path, "rb") as file:
+        offset = 0
         for number, line in enumerate(file, start=1):
+            begin, offset = offset, offset + len(line)
             if not line.strip():
                 continue
             try:
-                fields = _parse(line)
+                fields = _parse(line.decode("utf-8-sig" if number == 1 else "utf-8", "surrogateescape"))
                 check(fields)
-                good.append(fields)
             except ManifestError as error:
                 errors.append(f"{path}:{number}: {error}")
+                continue
+            yield begin, fields
     if errors:
         more = [f"... and {len(errors) - _ERRORS_SHOWN} more"] if len(errors) > _ERRORS_SHOWN else []
         raise ManifestError("\n".join(errors[:_ERRORS_SHOWN] + more))
-    return good
 
 
 def _parse(line: str) -> dict[str, Any]:

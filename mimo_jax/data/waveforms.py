@@ -4,6 +4,7 @@
 state.
 """
 
+import itertools
 import logging
 import os
 import pathlib
@@ -17,8 +18,9 @@ import numpy as np
 
 from mimo_jax.data import audio as audio_lib
 from mimo_jax.data import packing
-from mimo_jax.data.manifest import Record, audio_path, read_manifest
+from mimo_jax.data.manifest import Record, audio_path, iterate_manifest
 from mimo_jax.data.permutation import key_of, permute
+from mimo_jax.data.utterances import UtteranceTable
 
 Batch = dict[str, np.ndarray]
 TextIds = Callable[[str], Sequence[int]]
@@ -29,6 +31,9 @@ FRAME_SAMPLES = 960
 """Samples of a code frame at 24 kHz and 25 Hz: packed utterances begin at its multiples."""
 PATCH_SAMPLES = 4 * FRAME_SAMPLES
 """Samples of a patch, 160 ms: what budgets and speeds count audio in."""
+
+_NO_TEXT = np.zeros(0, np.int32)
+_AT_ONCE = 4096  # lines of the manifest in memory
 
 logger = logging.getLogger(__name__)
 
@@ -122,59 +127,70 @@ class WaveformSource:
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(max(1, workers))
         self.skipped: Counter[str] = Counter()
-        self.records: list[Record] = []
-        self._text: list[tuple[np.ndarray, np.ndarray]] = []  # transcript and caption, either may be empty
-        self._samples_of: list[int] = []
-        wanted = [r for r in read_manifest(path) if r.split == split and (not subsets or r.subset in subsets)]
-        self._select(wanted, text_ids)
+        self._text_ids = text_ids
+        self._utterances = UtteranceTable(path)
+        there = self._select(path, split, subsets)
         if self.skipped:
             logger.warning("%s %s: skipped %s", path, split, dict(self.skipped))
-        if not self.records:
-            raise ValueError(
-                f"{path}: no {split} utterance is left ({len(wanted)} there, skipped {dict(self.skipped)})"
-            )
-        self._rows = self._plan_rows()
-        self.fill = sum(self._samples_of) / (len(self._rows) * max_samples)
-        logger.info("%s %s: %d utterances in %d rows, fill %.3f", path, split, *self._sizes(), self.fill)
+        if not self.num_examples:
+            raise ValueError(f"{path}: no {split} utterance is left ({there} there, skipped {dict(self.skipped)})")
+        samples = self._utterances.samples
+        self._members, self._row_offsets = self._plan_rows(samples)
+        self.fill = samples.sum() / (self.num_rows * max_samples)
+        logger.info(
+            "%s %s: %d utterances in %d rows, fill %.3f", path, split, self.num_examples, self.num_rows, self.fill
+        )
 
-    def _sizes(self) -> tuple[int, int]:
-        return self.num_examples, len(self._rows)
+    def _select(self, path: pathlib.Path, split: str, subsets: Sequence[str]) -> int:
+        """Fills the table; how many utterances there are to choose from."""
+        wanted = (
+            (place, record)
+            for place, record in iterate_manifest(path)
+            if record.split == split and (not subsets or record.subset in subsets)
+        )
+        there = 0
+        while some := list(itertools.islice(wanted, _AT_ONCE)):
+            there += len(some)
+            lengths = self._pool.map(self._samples, (record for _, record in some))
+            for (place, record), samples in zip(some, lengths, strict=True):
+                self._add(place, record, samples)
+        return there
 
-    def _select(self, wanted: Sequence[Record], text_ids: TextIds | None) -> None:
-        captioned = text_ids is not None and self._caption_share > 0
+    def _add(self, place: tuple[int, int], record: Record, samples: int | str) -> None:
+        """An utterance into the table, or into the account of those left out."""
+        ids = [len(found) for found in self._texts(record)]
+        if isinstance(samples, str):
+            self.skipped[samples] += 1
+        elif self._text_ids and not max(ids) and not self._untexted:
+            self.skipped["no_text"] += 1
+        elif max(ids) > self._max_text:
+            self.skipped["text_too_long"] += 1
+        elif self._lengths != "crop" and samples > self._max_samples:
+            self.skipped["audio_too_long"] += 1
+        else:
+            if samples > self._max_samples:  # a part of it has no text
+                ids = [0, 0]
+            # n samples have 1 + n // FRAME_SAMPLES code frames.
+            self._utterances.add(place, min(samples, self._max_samples - (self._lengths == "packed")), *ids)
 
-        def ids(text: str | None, asked: bool) -> np.ndarray:
-            return np.asarray(text_ids(text) if asked and text_ids and text else [], np.int32)
+    def _texts(self, record: Record) -> list[np.ndarray]:
+        """Ids of transcript and caption; none where there is none, or it is not wanted."""
+        caption = record.caption if self._caption_share > 0 else None
+        ids = self._text_ids
+        return [np.asarray(ids(text) if ids and text else [], np.int32) for text in (record.text, caption)]
 
-        texts = [(ids(r.text, True), ids(r.caption, captioned)) for r in wanted]
-        for record, text, samples in zip(wanted, texts, self._pool.map(self._samples, wanted), strict=True):
-            longest = max(map(len, text))
-            if isinstance(samples, str):
-                self.skipped[samples] += 1
-            elif text_ids and not longest and not self._untexted:
-                self.skipped["no_text"] += 1
-            elif longest > self._max_text:
-                self.skipped["text_too_long"] += 1
-            elif self._lengths != "crop" and samples > self._max_samples:
-                self.skipped["audio_too_long"] += 1
-            else:
-                self.records.append(record)
-                self._text.append(text if samples <= self._max_samples else (text[0][:0], text[1][:0]))
-                # n samples have 1 + n // FRAME_SAMPLES code frames.
-                self._samples_of.append(min(samples, self._max_samples - (self._lengths == "packed")))
-
-    def _plan_rows(self) -> list[np.ndarray]:
-        """Utterances of each row; one each, unless rows are joined or packed."""
+    def _plan_rows(self, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(utterances in the order of rows, where each row begins among them); one each, unless joined or packed."""
         if self._lengths not in ("joined", "packed"):
-            return [np.asarray([number]) for number in range(self.num_examples)]
-        sizes, room = np.asarray(self._samples_of), self._max_samples
+            return np.arange(len(samples)), np.arange(len(samples) + 1)
+        sizes, room = samples, self._max_samples
         if self._lengths == "packed":  # in code frames, the free one behind each included: the last needs none
             sizes, room = sizes // FRAME_SAMPLES + 2, room // FRAME_SAMPLES + 1
         # Much text in little audio takes the share of the row that its ids take of max_text: no row has too many.
-        ids = np.asarray([max(map(len, texts)) for texts in self._text])
+        ids = np.maximum(self._utterances.transcript_ids, self._utterances.caption_ids)
         sizes = np.maximum(sizes, -(-ids * room // max(self._max_text, 1)))
         plan = packing.plan_rows(np.stack([sizes, np.zeros_like(sizes)], axis=1), room, seed=self._seed)
-        return np.split(plan.example, plan.offsets[1:-1])
+        return plan.example, plan.offsets
 
     def _samples(self, record: Record) -> int | str:
         """Length at 24 kHz, from the manifest where it is given; the reason where the file cannot be read."""
@@ -189,20 +205,25 @@ class WaveformSource:
     @property
     def num_examples(self) -> int:
         """Utterances that are left."""
-        return len(self.records)
+        return len(self._utterances)
+
+    @property
+    def num_rows(self) -> int:
+        """Rows that hold each of them once."""
+        return len(self._row_offsets) - 1
 
     def steps_per_pass(self) -> int:
         """Steps after which every utterance has come at least once."""
-        return -(-len(self._rows) // self._batch_size)
+        return -(-self.num_rows // self._batch_size)
 
     def token_counts(self, step: int) -> tuple[int, int]:
-        """(text ids, patches of 160 ms of audio) in the global batch of a step; lengths as the manifest says them."""
+        """(text ids, patches of 160 ms of audio) in the global batch of a step, with lengths from the manifest."""
         text = samples = 0
         for number in range(step * self._batch_size, (step + 1) * self._batch_size):
             epoch, utterances = self._numbers(number)
             for one in utterances:
-                samples += self._samples_of[one]
-                text += len(self._text[one][self._kind(one, epoch)])
+                samples += self._utterances.samples_of(one)
+                text += self._utterances.ids_of(one)[self._kind(one, epoch)]
         return text, round(samples / PATCH_SAMPLES)
 
     def _wave(self, number: int) -> np.ndarray:
@@ -211,7 +232,7 @@ class WaveformSource:
             if number in self._cache:
                 self._cache.move_to_end(number)
                 return self._cache[number]
-        record = self.records[number]
+        record = self._utterances.record(number)
         wave = audio_lib.load_audio(audio_path(record, self._root), start=record.start, end=record.end)
         kept = np.round(np.clip(wave, -1, 1) * 32767).astype(np.int16)
         with self._lock:
@@ -229,12 +250,12 @@ class WaveformSource:
 
     def _numbers(self, number: int) -> tuple[int, list[int]]:
         """(epoch, utterances) of a row of the endless list; none behind the end of a single pass."""
-        epoch, place = divmod(number, len(self._rows))
+        epoch, place = divmod(number, self.num_rows)
         if epoch and not self._repeat:
             return epoch, []
         if self._shuffle:
-            place = int(permute(np.asarray(place), len(self._rows), key_of(self._seed, epoch)))
-        return epoch, self._rows[place].tolist()
+            place = int(permute(np.asarray(place), self.num_rows, key_of(self._seed, epoch)))
+        return epoch, self._members[slice(*self._row_offsets[place : place + 2])].tolist()
 
     def _row(self, number: int) -> list[Utterance]:
         """What a row of the endless list is filled with."""
@@ -243,19 +264,21 @@ class WaveformSource:
         for one in numbers:
             kind = self._kind(one, epoch)
             # Packed utterances have the room that was planned, should a file be longer than its manifest says.
-            size = self._samples_of[one] if self._lengths == "packed" else None
-            found.append(Utterance(self._wave(one)[:size], self._text[one][kind], kind))
+            size = self._utterances.samples_of(one) if self._lengths == "packed" else None
+            has_text = self._utterances.ids_of(one)[kind] > 0
+            text = self._texts(self._utterances.record(one))[kind] if has_text else _NO_TEXT
+            found.append(Utterance(self._wave(one)[:size], text, kind))
         if self._lengths != "crop" or not found or len(found[0].wave) <= self._max_samples:
             return found
         room = len(found[0].wave) - self._max_samples + 1
         start = key_of(self._seed, epoch, numbers[0], 1) % room
-        return [Utterance(found[0].wave[start : start + self._max_samples], found[0].text[:0])]
+        return [Utterance(found[0].wave[start : start + self._max_samples], _NO_TEXT)]
 
     def _kind(self, number: int, epoch: int) -> int:
         """Which text of an utterance an epoch asks for."""
-        transcript, caption = self._text[number]
-        if not len(caption) or not len(transcript):
-            return int(len(caption) > 0)
+        transcript, caption = self._utterances.ids_of(number)
+        if not caption or not transcript:
+            return int(caption > 0)
         return int(key_of(self._seed, epoch, number, 2) % 2**20 < self._caption_share * 2**20)
 
     def batch(self, step: int) -> Batch:
@@ -294,7 +317,7 @@ class WaveformSource:
     @property
     def max_utterances(self) -> int:
         """Utterances of the fullest row."""
-        return max(map(len, self._rows))
+        return int(np.diff(self._row_offsets).max())
 
 
 def _fill_joined(row: Batch, utterances: list[Utterance]) -> None:

@@ -69,6 +69,16 @@ def test_bytes_that_are_no_utf8(tmp_path: Path) -> None:
         read_manifest(path)
 
 
+def test_single_lines_are_read_where_they_are(tmp_path: Path) -> None:
+    first = json.dumps({"audio": "ä.wav", "text": "größe"}, ensure_ascii=False)
+    (tmp_path / "manifest.jsonl").write_text("\ufeff" + first + "\r\n\n" + '{"audio": "b.wav"}', encoding="utf-8")
+    write_lines(tmp_path / "manifest-000001.jsonl", {"audio": "c.wav"}, {"audio": "d.wav", "text": "d"})
+    found = list(manifest.iterate_manifest(tmp_path))
+    lines = manifest.ManifestLines(tmp_path)
+    assert [record.audio for _, record in found] == ["ä.wav", "b.wav", "c.wav", "d.wav"]
+    assert [lines.record(*place) for place, _ in reversed(found)] == [record for _, record in reversed(found)]
+
+
 def test_missing_manifest(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="one line per recording"):
         read_manifest(tmp_path)

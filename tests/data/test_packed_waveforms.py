@@ -51,7 +51,7 @@ def test_an_epoch_holds_every_utterance_with_its_text(corpus):
         wave = load_audio(corpus / record.audio)
         same = [ids for w, ids, _ in found if len(w) == len(wave) and np.allclose(w, wave, atol=2e-5)]
         assert same == [LETTERS(record.text)]
-    assert source.fill == pytest.approx(sum(len(w) for w, _, _ in found) / (len(source._rows) * ROW), rel=1e-3)
+    assert source.fill == pytest.approx(sum(len(w) for w, _, _ in found) / (source.num_rows * ROW), rel=1e-3)
     assert not source.batch(source.steps_per_pass())["num_samples"].any()
 
 

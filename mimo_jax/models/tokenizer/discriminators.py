@@ -30,8 +30,8 @@ class DiscriminatorConfig:
       period_channels: features of their layers, strides 3 but for the last.
       stft_sizes: window lengths of the STFT discriminators, in samples; hop = a quarter.
       stft_channels: features of their layers.
-      input_gain: factor of the waveform before all of them. Layers of spectral norm 1 pass on a level, they do not raise
-        it: speech at -25 dB gives logits of some hundredths where the hinge loss asks for 1 and -1.
+      input_gain: factor of the waveform before all of them. Layers of spectral norm 1 pass a level on and do not
+        raise it: speech at -25 dB gives logits of some hundredths where the hinge loss asks for 1 and -1.
     """
 
     periods: tuple[int, ...] = (2, 3, 5, 7, 11)
