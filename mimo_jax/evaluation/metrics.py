@@ -122,7 +122,7 @@ def unigram_cross_entropy(codes: np.ndarray, train_codes: np.ndarray, vocabulary
 
 @dataclasses.dataclass(frozen=True)
 class SpeechQuality:
-    """Quality of one reconstruction; NaN where a measure is not defined (too short, no speech found)."""
+    """Quality of one reconstruction; NaN where a measure is not defined (too short, no speech found, not finite)."""
 
     pesq_wb: float
     pesq_nb: float
@@ -134,10 +134,10 @@ def speech_quality(reference: np.ndarray, degraded: np.ndarray, sample_rate: int
     """PESQ (ITU-T P.862.2 / P.862), STOI (Taal et al. 2011) and mel distance of two mono waves; the longer is cut."""
     n = min(len(reference), len(degraded))
     reference, degraded = np.asarray(reference[:n], np.float64), np.asarray(degraded[:n], np.float64)
-    if n == 0 or not np.any(degraded):
-        return SpeechQuality(
-            np.nan, np.nan, np.nan, np.nan if n == 0 else mel_distance(reference, degraded, sample_rate)
-        )
+    if n == 0 or not np.isfinite(degraded).all():
+        return SpeechQuality(np.nan, np.nan, np.nan, np.nan)
+    if not np.any(degraded):
+        return SpeechQuality(np.nan, np.nan, np.nan, mel_distance(reference, degraded, sample_rate))
     return SpeechQuality(
         _pesq(reference, degraded, sample_rate, "wb"),
         _pesq(reference, degraded, sample_rate, "nb"),

@@ -52,7 +52,8 @@ def render(report: TokenizerReport) -> str:
     for section, rows in result["sections"].items():
         parts.append(f"<h2>{escape(section)}: {escape(_meaning(section))}</h2>")
         compared = _differences(result["differences"][section])
-        parts += [_curves(rows), _table(rows), compared, _players(report, section, rows)]
+        table = _table(rows, result["utterances"][section])
+        parts += [_curves(rows), table, compared, _players(report, section, rows)]
     parts += [_codebooks(result["tokenizers"]), _speed(result["tokenizers"]), _made(report)]
     return report_page.page(report.title, report.lead, _tiles(result), "".join(parts))
 
@@ -129,7 +130,7 @@ def _value(row: tables.Row, key: str) -> float | None:
     return (tables.figure(row, key) or {}).get("value")
 
 
-def _table(rows: Sequence[tables.Row]) -> str:
+def _table(rows: Sequence[tables.Row], utterances: int) -> str:
     shown = tables.columns(rows)
     head = "".join(
         f"<th>{escape(h)}</th>" for h in ("system", "codebooks", "kbit/s", "real kbit/s", *(h for _, h, _ in shown))
@@ -143,6 +144,7 @@ def _table(rows: Sequence[tables.Row]) -> str:
         "<p class='note'>With 95 % bootstrap intervals over utterances. Real kbit/s: from the entropy of each "
         "codebook's codes; of public codecs, what their packets hold.</p>"
         f'<div class="card scroll"><table><tr>{head}</tr>{body}</table></div>'
+        + "".join(f"<p class='note'>{escape(sentence)}.</p>" for sentence in tables.undefined(rows, utterances))
     )
 
 

@@ -15,6 +15,8 @@ COLUMNS = (
     ("recogniser_wer", "WER", 3),
     ("recogniser_cer", "CER", 3),
 )
+# Of these every utterance has a value, unless the measure is undefined for it; error rates also want a text.
+_OF_EVERY_UTTERANCE = ("pesq_nb", "pesq_wb", "stoi", "mel_distance", "speaker_similarity")
 Row = Mapping[str, Any]
 
 
@@ -27,6 +29,23 @@ def figure(row: Row, name: str) -> dict[str, Any] | None:
 def columns(rows: Sequence[Row]) -> list[tuple[str, str, int]]:
     """Those of `COLUMNS` for which some row has a figure."""
     return [column for column in COLUMNS if any(figure(row, column[0]) for row in rows)]
+
+
+def undefined(rows: Sequence[Row], utterances: int) -> list[str]:
+    """What the means of a section leave out, a sentence each: without it a row that fails often would look better."""
+    reconstructed = [row for row in rows if row["kind"] != "original"]
+    sentences = []
+    for key, heading, _ in columns(rows):
+        if key not in _OF_EVERY_UTTERANCE:
+            continue
+        missing = {label(row): utterances - (figure(row, key) or {"n": 0})["n"] for row in reconstructed}
+        for count in sorted(set(missing.values()) - {0}):
+            mine = [name for name, n in missing.items() if n == count]
+            where = "every row" if len(mine) == len(missing) else "; ".join(mine)
+            sentences.append(
+                f"{heading} is undefined for {count} of {utterances} utterances and leaves them out: {where}"
+            )
+    return sentences
 
 
 def label(row: Row) -> str:
@@ -47,7 +66,7 @@ def section_text(name: str, rows: Sequence[Row], utterances: int) -> str:
     lines = [
         [label(row), *bit_rates(row), *(_short(figure(row, key), digits) for key, _, digits in shown)] for row in rows
     ]
-    return text_table([head, *lines])
+    return "\n".join([text_table([head, *lines]), *undefined(rows, utterances)])
 
 
 def difference_text(name: str, rows: Sequence[Row]) -> str:

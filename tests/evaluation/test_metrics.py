@@ -75,6 +75,8 @@ def test_undefined_quality_is_nan_not_an_error():
     assert np.isnan(result.pesq_wb) and np.isnan(result.stoi)
     silent = metrics.speech_quality(_speech_like(0), np.zeros(48_000, np.float32), 24_000)
     assert np.isnan(silent.pesq_wb) and silent.mel_distance > 0
+    broken = metrics.speech_quality(_speech_like(0), np.full(48_000, np.nan, np.float32), 24_000)
+    assert all(np.isnan(value) for value in vars(broken).values())
     assert metrics.finite_mean([np.nan]) is None
 
 

@@ -17,7 +17,7 @@ from mimo_jax.evaluation.random_codebooks import random_codebooks
 from mimo_jax.evaluation.speaker import cosine_similarity
 from mimo_jax.evaluation.tokenizer_parts import Referees
 from mimo_jax.evaluation.tokenizer_suite import TokenizerOptions, evaluate_tokenizers
-from mimo_jax.evaluation.tokenizer_tables import section_text
+from mimo_jax.evaluation.tokenizer_tables import section_text, undefined
 from mimo_jax.interop import hf
 from mimo_jax.models.tokenizer import rvq
 from tests.evaluation.codec_fixture import RATE, SENTENCES, FrameCodec, kmeans_codebooks, spectrum, speech
@@ -149,6 +149,21 @@ def test_columns_without_figures_are_left_out(codec, corpus, tmp_path):
     result = evaluate_tokenizers({"toy": codec}, [], records, root, tmp_path, options)
     text = section_text("user/validation", result["sections"]["user/validation"], 1)
     assert "WER" not in text and "speaker" not in text and "STOI" in text and "random" not in text
+
+
+def test_tables_say_what_their_means_leave_out():
+    def row(system, **counts):
+        figures = {name: {"value": 1.0, "n": n, "interval_95": [1.0, 1.0]} for name, n in counts.items()}
+        return {"system": system, "kind": "tokenizer", "codebooks": 2, "figures": figures}
+
+    original = {"system": "original", "kind": "original", "figures": {}}
+    rows = [original, row("a", stoi=9, pesq_wb=10, mel_distance=10, recogniser_wer=4), row("b", stoi=9, pesq_wb=7)]
+    assert undefined(rows, 10) == [
+        "PESQ-WB is undefined for 3 of 10 utterances and leaves them out: b, 2",
+        "STOI is undefined for 1 of 10 utterances and leaves them out: every row",
+        "mel distance is undefined for 10 of 10 utterances and leaves them out: b, 2",
+    ]
+    assert section_text("core/validation", rows, 10).endswith("b, 2")
 
 
 def test_use_of_codebooks_by_hand():
