@@ -43,9 +43,7 @@ def random_codebooks(features: np.ndarray, sizes: Sequence[int], seed: int) -> l
         weights = rng.normal(size=(size, len(residual))).astype(np.float32)
         draw = weights @ (residual - mean) / np.float32(np.sqrt(len(residual)))
         candidates = [mean + np.float32(scale) * draw for scale in _SCALES]
-        left = [
-            residual - book[np.asarray(rvq.nearest(jnp.asarray(residual), jnp.asarray(book)))] for book in candidates
-        ]
+        left = [residual - _quantised(residual, book) for book in candidates]
         best = int(np.argmin([np.square(rest).mean() for rest in left]))
         books.append(candidates[best])
         residual = left[best]
@@ -53,4 +51,5 @@ def random_codebooks(features: np.ndarray, sizes: Sequence[int], seed: int) -> l
 
 
 def _quantised(x: np.ndarray, book: np.ndarray) -> np.ndarray:
+    """The vector of the book [size, D] that is nearest to each x [N, D]."""
     return book[np.asarray(rvq.nearest(jnp.asarray(x), jnp.asarray(book)))]
