@@ -22,6 +22,7 @@ from mimo_jax import cli
 
 if TYPE_CHECKING:
     from mimo_jax.evaluation.codec_baselines import Baseline
+    from mimo_jax.evaluation.judge import CtcJudge
     from mimo_jax.evaluation.measured_tokenizer import MeasuredTokenizer
     from mimo_jax.evaluation.speaker import SpeakerSimilarity
     from mimo_jax.evaluation.tokenizer_suite import TokenizerOptions
@@ -62,22 +63,22 @@ def evaluate_tokenizer(
       The content of `metrics.json`.
 
     Raises:
-      UserError: a folder that is missing or no tokenizer, nothing held out, options that fit no tokenizer.
+      UserError: a folder that is missing or no tokenizer, nothing held out, options that fit no tokenizer, a recogniser
+        of another sample rate.
     """
     from mimo_jax.data.manifest import read_manifest
-    from mimo_jax.evaluation import tokenizer_report, tokenizer_tables
-    from mimo_jax.evaluation.judge import CtcJudge
+    from mimo_jax.evaluation import tokenizer_report
+    from mimo_jax.evaluation.metrics import pesq_is_there
+    from mimo_jax.evaluation.speaker import similarity_name
     from mimo_jax.evaluation.tokenizer_parts import Referees
-    from mimo_jax.evaluation.tokenizer_suite import TokenizerOptions, evaluate_tokenizers
+    from mimo_jax.evaluation.tokenizer_suite import TokenizerOptions, common_rate, evaluate_tokenizers
 
     folders = named_folders(tokenizer, tokenizers)
-    for folder in filter(None, (manifest, recogniser_dir, *folders.values())):
-        if not os.path.isdir(folder):
-            raise cli.UserError(f"{folder}: no such folder; run the stage that makes it, or correct the path")
+    check_folders(*filter(None, (manifest, recogniser_dir, *folders.values())))
     loaded = load_tokenizers(folders, batch_frames)
     baselines, notes = _baselines(next(iter(loaded.values())), public_codecs, griffin_lim_iterations)
     try:
-        judge = CtcJudge.load(recogniser_dir) if recogniser_dir else None
+        judge = _recogniser(recogniser_dir, common_rate(loaded)) if recogniser_dir else None
         result = evaluate_tokenizers(
             loaded,
             baselines,
@@ -86,18 +87,19 @@ def evaluate_tokenizer(
             out_dir,
             options or TokenizerOptions(),
             Referees(judge, speaker, workers),
-            identity={"tokenizers": {name: fingerprint(folder) for name, folder in folders.items()}}
-            | {"recogniser": fingerprint(recogniser_dir) if recogniser_dir else None, "speaker": speaker is not None}
-            | {"griffin_lim_iterations": griffin_lim_iterations, "manifest": str(manifest)},
+            identity={
+                "tokenizers": {name: fingerprint(folder) for name, folder in folders.items()},
+                "recogniser": fingerprint(recogniser_dir) if recogniser_dir else None,
+                "speaker": similarity_name(speaker) if speaker is not None else None,
+                "pesq": pesq_is_there(),
+                "griffin_lim_iterations": griffin_lim_iterations,
+                "manifest": str(manifest),
+            },
             notes=[*notes, *_absent(judge is not None, speaker is not None)],
         )
     except (ValueError, FileNotFoundError) as error:
         raise cli.UserError(str(error)) from error
-    for section, rows in result["sections"].items():
-        print(tokenizer_tables.section_text(section, rows, result["utterances"][section]), end="\n\n")
-        if result["differences"][section]:
-            print(tokenizer_tables.difference_text(section, result["differences"][section]), end="\n\n")
-    print(tokenizer_tables.speed_text(result["tokenizers"]), *result["notes"], sep="\n")
+    _print_tables(result)
     command = shlex.join(["python", "-m", "mimo_jax.evaluate_tokenizer", *sys.argv[1:]])
     lead = f"{', '.join(folders)} on {manifest}"
     page = tokenizer_report.TokenizerReport(result, out_dir, title, lead, command)
@@ -121,6 +123,13 @@ def named_folders(tokenizer: str, tokenizers: Mapping[str, str] | None) -> dict[
     return folders
 
 
+def check_folders(*folders: str) -> None:
+    """Raises a UserError that names the first folder that is not there."""
+    for folder in folders:
+        if not os.path.isdir(folder):
+            raise cli.UserError(f"{folder}: no such folder; run the stage that makes it, or correct the path")
+
+
 def load_tokenizers(folders: Mapping[str, str], batch_frames: int) -> dict[str, MeasuredTokenizer]:
     """The tokenizers of named folders."""
     from mimo_jax.evaluation.measured_tokenizer import MeasuredTokenizer
@@ -136,6 +145,18 @@ def fingerprint(folder: str) -> str:
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()[:16]
+
+
+def _recogniser(folder: str, sample_rate: int) -> CtcJudge:
+    from mimo_jax.evaluation.judge import CtcJudge
+
+    judge = CtcJudge.load(folder)
+    if judge.config.sample_rate != sample_rate:
+        raise ValueError(
+            f"{folder}: a recogniser of {judge.config.sample_rate} Hz cannot judge tokenizers of {sample_rate} Hz; "
+            "train one at their rate, or leave it out"
+        )
+    return judge
 
 
 def _baselines(
@@ -159,6 +180,16 @@ def _baselines(
         iterations=griffin_lim_iterations,
     )
     return [inversion, *found], notes
+
+
+def _print_tables(result: Mapping[str, Any]) -> None:
+    from mimo_jax.evaluation import tokenizer_tables
+
+    for section, rows in result["sections"].items():
+        print(tokenizer_tables.section_text(section, rows, result["utterances"][section]), end="\n\n")
+        if result["differences"][section]:
+            print(tokenizer_tables.difference_text(section, result["differences"][section]), end="\n\n")
+    print(tokenizer_tables.speed_text(result["tokenizers"]), *result["notes"], sep="\n")
 
 
 def _absent(recogniser: bool, speaker: bool) -> Sequence[str]:

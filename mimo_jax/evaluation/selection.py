@@ -7,7 +7,7 @@ import hashlib
 import logging
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +78,16 @@ def load_items(records: Sequence[Record], root: str | os.PathLike[str], sample_r
             "%s: %d held-out recordings left out: %s", root, unusable.total(), dict(sorted(unusable.items()))
         )
     return items
+
+
+def digest(records: Iterable[Record], items: Iterable[Item]) -> str:
+    """Hash of a manifest and of the waves that are measured: figures belong to both."""
+    found = hashlib.sha256()
+    for record in records:
+        found.update(repr(record).encode())
+    for item in items:
+        found.update(item.wave.tobytes())
+    return found.hexdigest()[:16]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -26,13 +27,27 @@ def cosine_similarity(embed: Callable[[np.ndarray, int], np.ndarray]) -> Speaker
         verification model. A vector of zeros makes the figure NaN.
     """
 
-    def similarity(references: Sequence[np.ndarray], degraded: Sequence[np.ndarray], sample_rate: int) -> list[float]:
+    return _CosineSimilarity(embed)
+
+
+@dataclasses.dataclass(frozen=True)
+class _CosineSimilarity:
+    embed: Callable[[np.ndarray, int], np.ndarray]
+
+    def __call__(
+        self, references: Sequence[np.ndarray], degraded: Sequence[np.ndarray], sample_rate: int
+    ) -> list[float]:
         return [
-            _cosine(embed(reference, sample_rate), embed(other, sample_rate))
+            _cosine(self.embed(reference, sample_rate), self.embed(other, sample_rate))
             for reference, other in zip(references, degraded, strict=True)
         ]
 
-    return similarity
+
+def similarity_name(similarity: SpeakerSimilarity) -> str:
+    """Module and name of a similarity, or of the embedding that it compares; stored beside the figures it made."""
+    function = similarity.embed if isinstance(similarity, _CosineSimilarity) else similarity
+    named = function if hasattr(function, "__qualname__") else type(function)
+    return f"{named.__module__}.{named.__qualname__}"
 
 
 def _cosine(a: np.ndarray, b: np.ndarray) -> float:

@@ -18,7 +18,7 @@ def differences(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """What each tokenizer has more than the first, and random codebooks more than the tokenizer's own.
 
     Args:
-        rows: of a section, with their ``items``, as `tokenizer_suite` makes them.
+        rows: of a section, as `tokenizer_suite` makes them, with their ``items``: the same utterances in each.
 
     Returns:
         Rows like those given, one per pair and number of codebooks that both have: each figure is the mean difference
@@ -37,9 +37,8 @@ def differences(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def _difference(items: Sequence[Row], base: Sequence[Row]) -> dict[str, Any]:
-    others = {item["id"]: item for item in base}
-    pairs = [(item, others[item["id"]]) for item in items if item["id"] in others]
-    estimates = {}
+    """Estimates by figure, over the utterances for which both have a value."""
+    pairs, estimates = list(zip(items, base, strict=True)), {}
     for name in _PER_ITEM:
         values = [(a.get(name), b.get(name)) for a, b in pairs]
         both = [a - b for a, b in values if a is not None and b is not None and np.isfinite(a - b)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -16,13 +17,13 @@ from mimo_jax.evaluation.code_statistics import entropy_kbps
 from mimo_jax.evaluation.codec_baselines import Baseline
 from mimo_jax.evaluation.measured_tokenizer import TokenizerSystem
 from mimo_jax.evaluation.parts import Part, PartStore, write_json
-from mimo_jax.evaluation.selection import SECTIONS, Item, Section, load_items, select, stable_order
+from mimo_jax.evaluation.selection import SECTIONS, Item, Section, digest, load_items, select, stable_order
 from mimo_jax.evaluation.systems import Wave
 from mimo_jax.evaluation.tokenizer_comparison import differences
 from mimo_jax.evaluation.tokenizer_parts import Referees
 
 METRICS_FILE = "metrics.json"
-RANDOM = "random codebooks"
+ORIGINAL, RANDOM = "original", "random codebooks"
 logger = logging.getLogger(__name__)
 
 
@@ -49,6 +50,11 @@ class TokenizerOptions:
     speed_repeats: int = 3
     samples: int = 3
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("limit", "usage_limit", "speed_waves", "speed_repeats"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} = {getattr(self, name)}: give at least 1")
 
     def counts(self, tokenizer: TokenizerSystem) -> list[int]:
         """Numbers of codebooks that are measured of a tokenizer.
@@ -103,14 +109,16 @@ def evaluate_tokenizers(
 
     Raises:
         ValueError: no held-out record, none that can be read, tokenizers of several sample rates or without any of the
-            numbers of codebooks asked for.
+            numbers of codebooks asked for, two rows of one name.
     """
-    rate, out_dir = _common_rate(tokenizers), Path(out_dir)
+    rate, out_dir = common_rate(tokenizers), Path(out_dir)
     counts = {name: options.counts(tokenizer) for name, tokenizer in tokenizers.items()}
-    sections = _held_out(records, root, options.limit, rate)
-    settings = dataclasses.asdict(options) | {"identity": dict(identity or {})}
-    store = PartStore(out_dir / "parts", settings)
     contenders = _contenders(tokenizers, records, root, options)
+    _check_names([ORIGINAL, *(c.name for c in contenders), *(b.name for b in baselines)])
+    sections = _held_out(records, root, options.limit, rate)
+    material = digest(records, itertools.chain.from_iterable(sections.values()))
+    settings = dataclasses.asdict(options) | {"identity": dict(identity or {}), "material": material}
+    store = PartStore(out_dir / "parts", settings)
     more = functools.cache(lambda: [i.wave for i in load_items(_spread(records, options.usage_limit), root, rate)])
     timed = [item.wave for item in next(iter(sections.values()))][: options.speed_waves]
     about = {c.name: _about(c, more, timed, options.speed_repeats, store) for c in contenders}
@@ -158,7 +166,7 @@ def _section(
         for row in store.get(part_name(section.name, name), compute)["rows"]:
             rows.append({"system": name, **facts, **row})
 
-    add("original", lambda: {"rows": [speech_parts.original(referees.recogniser, items, samples)]}, kind="original")
+    add(ORIGINAL, lambda: {"rows": [speech_parts.original(referees.recogniser, items, samples)]}, kind="original")
     for c in contenders:
         compute = functools.partial(_reconstructions, c, counts[c.tokenizer], items, samples, referees)
         add(c.name, compute, kind=c.kind, tokenizer=c.tokenizer)
@@ -214,7 +222,7 @@ def _contenders(
     def randomised(tokenizer: TokenizerSystem) -> TokenizerSystem:
         return tokenizer.with_random_codebooks(calibration(), options.seed)
 
-    rate = _common_rate(tokenizers)
+    rate = common_rate(tokenizers)
     train = sorted((r for r in records if r.split == "train"), key=lambda r: stable_order(r.id))
     calibration = functools.cache(lambda: [i.wave for i in load_items(train[: options.calibration], root, rate)])
     contenders = []
@@ -244,7 +252,19 @@ def _spread(records: Sequence[Record], limit: int) -> list[Record]:
     return sorted((r for r in records if r.split != "train"), key=lambda r: stable_order(r.id))[:limit]
 
 
-def _common_rate(tokenizers: Mapping[str, TokenizerSystem]) -> int:
+def _check_names(names: Sequence[str]) -> None:
+    """Rows and their parts are told apart by name."""
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"two rows would be named {name!r}: give the tokenizer another name")
+
+
+def common_rate(tokenizers: Mapping[str, TokenizerSystem]) -> int:
+    """The sample rate (Hz) that all of them have.
+
+    Raises:
+        ValueError: they have several.
+    """
     rates = {name: tokenizer.sample_rate for name, tokenizer in tokenizers.items()}
     if len(set(rates.values())) != 1:
         raise ValueError(f"tokenizers to compare need one sample rate, these have {rates or 'none'}")

@@ -12,14 +12,18 @@ from mimo_jax import evaluate_tokenizer as command
 from mimo_jax.data.audio import write_wav
 from mimo_jax.data.manifest import Record
 from mimo_jax.evaluation import code_statistics, codec_baselines, metrics
+from mimo_jax.evaluation.judge import CtcJudge
 from mimo_jax.evaluation.measured_tokenizer import MeasuredTokenizer
 from mimo_jax.evaluation.random_codebooks import random_codebooks
-from mimo_jax.evaluation.speaker import cosine_similarity
+from mimo_jax.evaluation.selection import Item, digest
+from mimo_jax.evaluation.speaker import cosine_similarity, similarity_name
 from mimo_jax.evaluation.tokenizer_parts import Referees
 from mimo_jax.evaluation.tokenizer_suite import TokenizerOptions, evaluate_tokenizers
 from mimo_jax.evaluation.tokenizer_tables import section_text, undefined
 from mimo_jax.interop import hf
+from mimo_jax.models.recogniser import RecogniserConfig
 from mimo_jax.models.tokenizer import rvq
+from mimo_jax.objectives.transcripts import Vocabulary
 from tests.evaluation.codec_fixture import RATE, SENTENCES, FrameCodec, kmeans_codebooks, spectrum, speech
 
 OPTIONS = TokenizerOptions(limit=2, calibration=2, usage_limit=4, speed_waves=2, speed_repeats=1, samples=1)
@@ -91,6 +95,7 @@ def test_more_codebooks_are_better_and_random_ones_worse(measured, section):
         assert sign * value(random[-1], name) < values[-1], name
         assert sign * value(random[0], name) < values[0], name
     assert value(own[-1], "speaker_similarity") > value(own[0], "speaker_similarity")
+    assert similarity_name(cosine_similarity(spectrum)) == "tests.evaluation.codec_fixture.spectrum"
 
 
 def test_differences_are_paired(measured):
@@ -141,6 +146,23 @@ def test_a_second_run_takes_what_is_stored(measured, corpus):
         {"toy": Broken([np.zeros((n, 1)) for n in (64, 64, 32, 32)])}, [quiet], records, root, out, OPTIONS
     )
     assert again["sections"] == result["sections"]
+
+
+def test_parts_belong_to_the_manifest_and_the_waves(corpus):
+    _, records = corpus
+    items = [Item(record, np.full(4, i, np.float32)) for i, record in enumerate(records)]
+    first = digest(records, items)
+    assert first == digest(list(records), list(items))
+    assert first != digest(records[1:], items)
+    assert first != digest(records, [Item(records[0], np.full(4, 0.5, np.float32)), *items[1:]])
+
+
+def test_names_of_rows_are_told_apart(codec, corpus, tmp_path):
+    root, records = corpus
+    for name in ("original", "Opus"):
+        opus = codec_baselines.Baseline("Opus", 6.0, "", lambda *_: 1 / 0)
+        with pytest.raises(ValueError, match=f"two rows would be named '{name}'"):
+            evaluate_tokenizers({name: codec}, [opus], records, root, tmp_path, OPTIONS)
 
 
 def test_columns_without_figures_are_left_out(codec, corpus, tmp_path):
@@ -299,6 +321,12 @@ def test_mistakes_are_named(corpus, tokenizer_tiny, tmp_path):
         command.evaluate_tokenizer(**common, tokenizer="nowhere")
     with pytest.raises(cli.UserError, match="use another name"):
         command.evaluate_tokenizer(**common, tokenizers={"a/b": str(tokenizer_tiny)})
+    with pytest.raises(ValueError, match="usage_limit = 0: give at least 1"):
+        TokenizerOptions(usage_limit=0)
+    params = {"w": np.zeros(1, np.float32)}
+    CtcJudge(RecogniserConfig(num_words=0, sample_rate=8000), params, Vocabulary()).save(tmp_path / "judge")
+    with pytest.raises(cli.UserError, match="a recogniser of 8000 Hz cannot judge tokenizers of 24000 Hz"):
+        command.evaluate_tokenizer(**common, tokenizer=str(tokenizer_tiny), recogniser_dir=str(tmp_path / "judge"))
     with pytest.raises(cli.UserError, match=r"the tokenizer has 1\.\.4"):
         command.evaluate_tokenizer(**common, tokenizer=str(tokenizer_tiny), options=TokenizerOptions(codebooks=(9,)))
     (tmp_path / "manifest.jsonl").write_text('{"audio": "a.wav", "text": "a", "split": "train"}\n')
