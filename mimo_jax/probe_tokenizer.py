@@ -8,12 +8,11 @@ Every tokenizer gets the same probe, utterances, steps and seed. Prints a table 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from mimo_jax import cli
-from mimo_jax.evaluate_tokenizer import fingerprint, load_tokenizers, named_folders
+from mimo_jax.evaluate_tokenizer import check_folders, fingerprint, load_tokenizers, named_folders
 
 if TYPE_CHECKING:
     from mimo_jax.evaluation.probe import ProbeTraining
@@ -40,7 +39,7 @@ def probe_tokenizer(
       tokenizers: name -> folder of several.
       probes: name -> how it learns (default: a linear one, `ProbeTraining()`).
       options: how much (default `ProbeOptions()`).
-      mel: probe the mel spectrogram, too, for comparison.
+      mel: probe the mel spectrogram, too, at the frame rate of the first tokenizer.
       batch_frames: mel frames that a tokenizer computes at a time; the bound of memory.
 
     Returns:
@@ -52,32 +51,31 @@ def probe_tokenizer(
     from mimo_jax.data.manifest import read_manifest
     from mimo_jax.evaluation import probe_suite
     from mimo_jax.evaluation.probe import ProbeTraining
+    from mimo_jax.evaluation.tokenizer_suite import common_rate
 
     options = options or probe_suite.ProbeOptions()
     folders = named_folders(tokenizer, tokenizers)
-    for folder in (manifest, *folders.values()):
-        if not os.path.isdir(folder):
-            raise cli.UserError(f"{folder}: no such folder; run the stage that makes it, or correct the path")
+    check_folders(manifest, *folders.values())
+    if mel and probe_suite.MEL in folders:
+        raise cli.UserError(f"tokenizer {probe_suite.MEL!r}: use another name; this row is that of the spectrogram")
     loaded = load_tokenizers(folders, batch_frames)
-    rates = {name: t.sample_rate for name, t in loaded.items()}
-    if len(set(rates.values())) > 1:
-        raise cli.UserError(f"tokenizers to compare need one sample rate, these have {rates}")
-    first = next(iter(loaded.values()))
+    frame_rate = next(iter(loaded.values())).frame_rate
     try:
+        rate = common_rate(loaded)
         sources = {name: probe_suite.quantized_features(t, options.codebooks) for name, t in loaded.items()}
         if mel:
-            sources[probe_suite.MEL] = probe_suite.mel_features(first.sample_rate, first.frame_rate)
+            sources[probe_suite.MEL] = probe_suite.mel_features(rate, frame_rate)
         result = probe_suite.probe_all(
             sources,
             probes or {"linear": ProbeTraining()},
             read_manifest(manifest),
             manifest,
-            first.sample_rate,
+            rate,
             out_dir,
             options,
             {"tokenizers": {name: fingerprint(folder) for name, folder in folders.items()}, "manifest": str(manifest)},
         )
-    except ValueError as error:
+    except (ValueError, FileNotFoundError) as error:
         raise cli.UserError(str(error)) from error
     print(probe_suite.table(result))
     return result

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -17,13 +18,14 @@ from mimo_jax.evaluation import metrics
 from mimo_jax.evaluation.measured_tokenizer import MeasuredTokenizer
 from mimo_jax.evaluation.parts import Part, PartStore, write_json
 from mimo_jax.evaluation.probe import ProbeTraining, train_probe
-from mimo_jax.evaluation.selection import SECTIONS, Item, Section, load_items, select, stable_order
+from mimo_jax.evaluation.selection import SECTIONS, Item, Section, digest, load_items, select, stable_order
 from mimo_jax.evaluation.systems import Wave
 from mimo_jax.evaluation.tokenizer_tables import text_table
 from mimo_jax.objectives.transcripts import normalise_text
 
 MEL = "mel spectrogram"
 RESULT_FILE = "probe.json"
+_SHOWN = 10  # utterances of each section whose texts stand beside the figures
 logger = logging.getLogger(__name__)
 FeaturesOf = Callable[[Sequence[Wave]], Sequence[np.ndarray]]
 
@@ -36,7 +38,7 @@ class ProbeOptions:
         subsets: of the manifest; none = all.
         train_limit: training utterances.
         limit: utterances of each held-out section.
-        max_seconds: longer utterances are left out.
+        max_seconds: longer utterances are left out: by the manifest's duration, or by the wave where it has none.
         codebooks: first n of each tokenizer; 0 = all.
         seed: of the shuffled texts that tell the chance level.
     """
@@ -111,19 +113,20 @@ def probe_all(
 
     Returns:
         The content of ``probe.json``: ``rows`` of source, probe, training loss and, per section, character and word
-        error rate and the character error rate against other utterances' texts (chance).
+        error rate and the character error rate against other utterances' texts (chance; None of a single one).
 
     Raises:
         ValueError: no training or no held-out utterance with a text.
     """
-    train = load_items(_usable(records, options)[: options.train_limit], root, sample_rate)
+    train = _load(_usable(records, options)[: options.train_limit], root, sample_rate, options)
     held_out = _held_out(records, root, sample_rate, options)
     if not train or not held_out:
         raise ValueError(
             f"{root}: {len(train)} training utterances with a text of at most {options.max_seconds:g} s and "
             f"{len(held_out)} held-out groups of such; a probe needs both"
         )
-    settings = dataclasses.asdict(options) | {"identity": dict(identity or {})}
+    material = digest(records, [*train, *itertools.chain.from_iterable(held_out.values())])
+    settings = dataclasses.asdict(options) | {"identity": dict(identity or {}), "material": material}
     settings["probes"] = {name: dataclasses.asdict(training) for name, training in probes.items()}
     store = PartStore(Path(out_dir) / "parts", settings)
     rows = []
@@ -150,7 +153,9 @@ def table(result: Mapping[str, Any]) -> str:
     return text_table([head, *lines])
 
 
-def _cell(estimate: Mapping[str, Any]) -> str:
+def _cell(estimate: Mapping[str, Any] | None) -> str:
+    if estimate is None:
+        return "-"
     low, high = estimate["interval_95"]
     return f"{estimate['value']:.3f} ±{(high - low) / 2:.3f}"
 
@@ -176,13 +181,13 @@ def _probe(
     sections = {}
     for section, items in held_out.items():
         texts, read = [item.text for item in items], probe.transcribe(unseen[section])
+        others = metrics.permutation_texts(texts, seed) if len(texts) > 1 else None
+        shown = itertools.islice(zip(items, read, strict=True), _SHOWN)
         sections[section.name] = {
             "cer": metrics.character_error_rate(texts, read).as_dict(),
             "wer": metrics.word_error_rate(texts, read).as_dict(),
-            "cer_chance": metrics.character_error_rate(metrics.permutation_texts(texts, seed), read).as_dict(),
-            "items": [{"id": i.record.id, "reference": i.text, "read": r} for i, r in zip(items, read, strict=True)][
-                :10
-            ],
+            "cer_chance": metrics.character_error_rate(others, read).as_dict() if others else None,
+            "items": [{"id": item.record.id, "reference": item.text, "read": text} for item, text in shown],
         }
     return {"train_loss": probe.loss, "sections": sections}
 
@@ -196,10 +201,17 @@ def _held_out(
     records: Sequence[Record], root: str | os.PathLike[str], sample_rate: int, options: ProbeOptions
 ) -> dict[Section, list[Item]]:
     fitting = [r for r in records if _fits(r, options)]
-    found = {s: load_items(select(fitting, s, options.limit), root, sample_rate) for s in SECTIONS}
+    found = {s: _load(select(fitting, s, options.limit), root, sample_rate, options) for s in SECTIONS}
     return {section: items for section, items in found.items() if items}
+
+
+def _load(
+    records: Sequence[Record], root: str | os.PathLike[str], sample_rate: int, options: ProbeOptions
+) -> list[Item]:
+    items = load_items(records, root, sample_rate)
+    return [item for item in items if len(item.wave) <= options.max_seconds * sample_rate + 1]
 
 
 def _fits(record: Record, options: ProbeOptions) -> bool:
     right_subset = not options.subsets or record.subset in options.subsets
-    return right_subset and (record.duration or 0.0) <= options.max_seconds
+    return right_subset and (record.duration or 0.0) <= options.max_seconds  # without one, the wave tells

@@ -78,6 +78,10 @@ def test_command_probes_folders(tokenizer_tiny, tmp_path, capsys):
         write_wav(tmp_path / f"{i}.wav", 0.1 * rng.normal(size=2400).astype(np.float32), 24_000)
         split = "train" if i < 4 else "validation"
         lines.append({"audio": f"{i}.wav", "text": "a b", "split": split, "duration": 9.0 if i == 0 else 0.1})
+    # Without a duration, and too long; alone in its section.
+    write_wav(tmp_path / "long.wav", 0.1 * rng.normal(size=7 * 24_000).astype(np.float32), 24_000)
+    lines.append({"audio": "long.wav", "text": "a b", "split": "train"})
+    lines.append({"audio": "0.wav", "start": 0.0, "end": 0.1, "text": "a b", "split": "test_voices", "duration": 0.1})
     (tmp_path / "manifest.jsonl").write_text("\n".join(map(json.dumps, lines)))
     gin.clear_config()
     bindings = [
@@ -100,6 +104,12 @@ def test_command_probes_folders(tokenizer_tiny, tmp_path, capsys):
     assert result["train_utterances"] == 3  # one is too long
     assert result["rows"][0]["sections"] == result["rows"][2]["sections"]
     assert "user/validation CER" in capsys.readouterr().out
+    assert [
+        result["rows"][0]["sections"][f"user/{s}"]["cer_chance"] is None for s in ("validation", "test_voices")
+    ] == [
+        False,
+        True,
+    ]
     with pytest.raises(cli.UserError, match=r"9 codebooks asked for: the tokenizer has 1\.\.4"):
         command.probe_tokenizer(
             manifest=str(tmp_path),
