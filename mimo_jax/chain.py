@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import fcntl
 import json
@@ -10,12 +11,13 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from mimo_jax.cli import EXIT_PREEMPTED, UserError
 from mimo_jax.files import write_text
+from mimo_jax.preparation.sources.base import SourceError
 from mimo_jax.processes import die_with_parent
 
 logger = logging.getLogger(__name__)
@@ -35,6 +37,19 @@ def compiling_environment() -> dict[str, str]:
         "GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1"),
         "TF_CPP_MIN_LOG_LEVEL": "2",
     }
+
+
+@contextlib.contextmanager
+def ends_with_a_message() -> Iterator[None]:
+    """Around a chain's main file: what the user can mend ends it with a message (2), an interrupt with how to go on."""
+    try:
+        yield
+    except (UserError, SourceError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
 
 
 @dataclasses.dataclass(frozen=True)

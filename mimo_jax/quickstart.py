@@ -31,11 +31,10 @@ from typing import Any
 from absl import app, flags
 
 from mimo_jax import cli
-from mimo_jax.chain import Chain, Stage, compiling_environment
+from mimo_jax.chain import Chain, Stage, compiling_environment, ends_with_a_message
 from mimo_jax.data.audio import SAMPLE_RATE
 from mimo_jax.data.manifest import read_manifest
 from mimo_jax.data.waveforms import FRAME_SAMPLES
-from mimo_jax.preparation.sources.base import SourceError
 from mimo_jax.preparation.sources.opening import open_source
 
 LANGUAGE_STAGES = ("understanding", "joint", "sft")
@@ -231,18 +230,12 @@ def main(argv: Sequence[str]) -> None:
     given = flags.FLAGS
     out = Path(given.out).absolute()
     data = Path(given.data).absolute() if given.data else None
-    try:
+    with ends_with_a_message():
         if data is not None:
             open_source(str(data))  # what cannot be read is said at once
         chain = Chain(out, compiling_environment())
         chain.run(chain_stages(PRESETS[given.preset], out, data, given.seed))
         metrics = finish(chain, out, data or out / "corpus")
-    except (cli.UserError, SourceError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
     for name in ("asr_wer_heldout", "recogniser_wer_original", "recogniser_wer_reconstruction", "recogniser_wer_tts"):
         print(f"{name:32} {metrics.get(name)}")
     print(f"wall_seconds {metrics['wall_seconds']}\nreport: {out / 'report.html'}\nmetrics: {out / 'metrics.json'}")

@@ -18,34 +18,18 @@ that is done is not run again. `launch/tokenizer.sh` makes the environment and c
 
 from __future__ import annotations
 
-import dataclasses
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from absl import app, flags
 
 from mimo_jax import cli
-from mimo_jax.chain import Chain, Stage, compiling_environment
-from mimo_jax.preparation.sources.base import SourceError
+from mimo_jax.chain import Chain, Stage, compiling_environment, ends_with_a_message
 from mimo_jax.preparation.sources.opening import open_source
-from mimo_jax.quickstart import rows_of_recordings
+from mimo_jax.quickstart import Preset, rows_of_recordings
 
 TRAINED = ("unified", "adversarial", "reconstruction", "unified_without_text")
 CODEBOOKS = (1, 2, 4, 8, 12, 16, 20)
-
-
-@dataclasses.dataclass(frozen=True)
-class Preset:
-    """Sizes of a run.
-
-    Attributes:
-      corpus: flags of `mimo_jax.corpus`.
-      bindings: stage -> gin bindings on top of its run file.
-    """
-
-    corpus: Mapping[str, int]
-    bindings: Mapping[str, Sequence[str]]
 
 
 _FEW = ("BUDGET_STEPS=6", "BATCH_ROWS=2", "loop.Intervals.checkpoint=2")
@@ -159,17 +143,11 @@ def main(argv: Sequence[str]) -> None:
     given = flags.FLAGS
     out = Path(given.out).absolute()
     data = Path(given.data).absolute() if given.data else None
-    try:
+    with ends_with_a_message():
         if data is not None:
             open_source(str(data))  # what cannot be read is said at once
         chain = Chain(out, compiling_environment())
         chain.run(chain_stages(PRESETS[given.preset], out, data, given.compare, given.seed))
-    except (cli.UserError, SourceError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
     for name, seconds in chain.seconds.items():
         print(f"{name:24} {seconds:8.0f} s")
     print(f"report: {out / 'measured' / 'report.html'}\nmetrics: {out / 'measured' / 'metrics.json'}")

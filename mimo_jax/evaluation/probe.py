@@ -88,10 +88,18 @@ class ProbeTraining:
 
 
 class TrainedProbe:
-    """Reads features."""
+    """Reads features.
 
-    def __init__(self, objective: ProbeObjective, params: Params, mean: np.ndarray, scale: np.ndarray, loss: float):
-        self.loss = loss
+    Attributes:
+        loss: mean of the last twentieth of the steps, nats per byte.
+        unused: training utterances that taught nothing, because CTC has fewer outputs for them than their texts have
+            bytes: features of a low frame rate need more `RecogniserConfig.outputs_per_state`.
+    """
+
+    def __init__(
+        self, objective: ProbeObjective, params: Params, mean: np.ndarray, scale: np.ndarray, loss: float, unused: int
+    ):
+        self.loss, self.unused = loss, unused
         self._objective, self._params, self._mean, self._scale = objective, params, mean, scale
         self._run = jax.jit(lambda p, x, n: objective.module.apply({"params": p}, x, n))
 
@@ -125,7 +133,10 @@ def train_probe(features: Sequence[np.ndarray], texts: Sequence[str], training: 
         raise ValueError(f"{len(features)} utterances with {len(texts)} texts: give as many, at least one")
     mean, scale = _moments(features)
     ids = [np.asarray(_SPELLING.encode(text), np.int32) for text in texts]
-    frames, letters = max(map(len, features)), max(1, *map(len, ids))
+    lengths = [len(utterance) for utterance in features]
+    frames, letters = max(lengths), max(1, *map(len, ids))
+    room = [length * training.model.outputs_per_state for length in lengths]
+    unused = sum(_outputs_needed(i) > outputs for i, outputs in zip(ids, room, strict=True))
     objective = ProbeObjective(training.model)
     schedule = optax.warmup_cosine_decay_schedule(
         0.0, training.learning_rate, max(1, training.steps // 20), max(2, training.steps)
@@ -155,7 +166,12 @@ def train_probe(features: Sequence[np.ndarray], texts: Sequence[str], training: 
         params, state, loss = step(params, state, batch_of(order.batch(number)), jax.random.fold_in(rng, number))
         losses.append(loss)
     last = [float(loss) for loss in losses[-max(1, training.steps // 20) :]]
-    return TrainedProbe(objective, params, mean, scale, float(np.mean(last)))
+    return TrainedProbe(objective, params, mean, scale, float(np.mean(last)), unused)
+
+
+def _outputs_needed(ids: np.ndarray) -> int:
+    """CTC outputs without which a text [bytes] cannot be written: equal neighbours have a blank between them."""
+    return len(ids) + int((ids[1:] == ids[:-1]).sum())
 
 
 class _Order:

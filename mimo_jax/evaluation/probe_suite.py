@@ -112,8 +112,9 @@ def probe_all(
         identity: what else decides the figures.
 
     Returns:
-        The content of ``probe.json``: ``rows`` of source, probe, training loss and, per section, character and word
-        error rate and the character error rate against other utterances' texts (chance; None of a single one).
+        The content of ``probe.json``: ``rows`` of source, probe, training loss, training utterances that could not be
+        used (`TrainedProbe.unused`) and, per section, character and word error rate and the character error rate
+        against other utterances' texts (chance; None of a single one).
 
     Raises:
         ValueError: no training or no held-out utterance with a text.
@@ -145,11 +146,17 @@ def probe_all(
 def table(result: Mapping[str, Any]) -> str:
     """The rows for a terminal."""
     sections = list(result["rows"][0]["sections"])
-    head = ["features", "probe", "train loss", *(f"{s} {m}" for s in sections for m in ("CER", "WER", "chance CER"))]
+    head = [
+        "features",
+        "probe",
+        "train loss",
+        "unused",
+        *(f"{s} {m}" for s in sections for m in ("CER", "WER", "chance CER")),
+    ]
     lines = []
     for row in result["rows"]:
         cells = [_cell(row["sections"][s][m]) for s in sections for m in ("cer", "wer", "cer_chance")]
-        lines.append([row["source"], row["probe"], f"{row['train_loss']:.2f}", *cells])
+        lines.append([row["source"], row["probe"], f"{row['train_loss']:.2f}", str(row["unused"]), *cells])
     return text_table([head, *lines])
 
 
@@ -189,7 +196,7 @@ def _probe(
             "cer_chance": metrics.character_error_rate(others, read).as_dict() if others else None,
             "items": [{"id": item.record.id, "reference": item.text, "read": text} for item, text in shown],
         }
-    return {"train_loss": probe.loss, "sections": sections}
+    return {"train_loss": probe.loss, "unused": probe.unused, "sections": sections}
 
 
 def _usable(records: Sequence[Record], options: ProbeOptions) -> list[Record]:

@@ -57,10 +57,17 @@ def test_convolutions_see_neighbours():
 def test_few_utterances_and_bad_input():
     features, texts = material(3, 2)
     probe = train_probe(features, texts, ProbeTraining(LINEAR, steps=2, batch_size=8))
-    assert len(probe.transcribe(features)) == 3 and np.isfinite(probe.loss)
+    assert len(probe.transcribe(features)) == 3 and np.isfinite(probe.loss) and probe.unused == 0
     assert probe.transcribe([]) == []
     with pytest.raises(ValueError, match="3 utterances with 2 texts"):
         train_probe(features, texts[:2], TRAINING)
+
+
+def test_texts_without_room_are_counted():
+    features, _ = material(3, 2)
+    # 4 frames x 2 outputs; a text of n letters is n + 1 bytes, and a repeated letter needs a blank.
+    probe = train_probe([f[:4] for f in features], ["abcdabc", "abcdaab", "a"], ProbeTraining(LINEAR, 1, 2))
+    assert probe.unused == 1
 
 
 def test_quantised_features_are_sums_of_vectors():

@@ -14,6 +14,7 @@ from mimo_jax.inference.codec import AudioCodec
 from mimo_jax.inference.streaming import OverlapDecoder, StreamingDecoder, offline_statistics
 from mimo_jax.interop import hf
 from mimo_jax.models.tokenizer import MimoAudioTokenizer
+from tests.inference.streams import streamed
 
 # Rounding: windows and caches change the order of sums. Waveforms here reach 4; the golden tolerance is 7e-5.
 ATOL = 7e-5
@@ -32,12 +33,6 @@ def codec(tokenizer):
 def random_codes(config, frames, seed=0, books=None):
     rng = np.random.default_rng(seed)
     return np.stack([rng.integers(0, size, frames) for size in config.codebook_sizes[:books]], axis=1)
-
-
-def streamed(decoder, codes, cuts=(), last_alone=False):
-    parts = np.split(codes, sorted(cuts))
-    waves = [decoder(part, last=not last_alone and i == len(parts) - 1) for i, part in enumerate(parts)]
-    return np.concatenate([*waves, decoder(last=True)]) if last_alone else np.concatenate(waves)
 
 
 @settings(max_examples=12, deadline=None)

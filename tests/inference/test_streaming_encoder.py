@@ -9,6 +9,7 @@ from mimo_jax.inference import codec as codec_module
 from mimo_jax.inference.codec import AudioCodec
 from mimo_jax.inference.streaming_encoder import StreamingEncoder
 from mimo_jax.interop import hf
+from tests.inference.streams import streamed
 
 HOP, HALF = 16, 32  # of the tiny tokenizer; 4 mel frames are a code frame
 
@@ -30,12 +31,6 @@ def pieces(tokenizer):
 
 def noise(seed, samples):
     return np.random.default_rng(seed).normal(size=samples).astype(np.float32) * 0.3
-
-
-def streamed(encoder, wave, cuts=(), last_alone=False):
-    parts = np.split(wave, sorted(cuts))
-    codes = [encoder(part, last=not last_alone and i == len(parts) - 1) for i, part in enumerate(parts)]
-    return np.concatenate([*codes, encoder(last=True)]) if last_alone else np.concatenate(codes)
 
 
 @settings(max_examples=15, deadline=None)
