@@ -56,23 +56,23 @@ class MeasuredTokenizer:
     Args:
       config: the tokenizer.
       variables: `params`, `codebooks` and `constants`.
-      kwargs: as of `AudioCodec` (`compute`, `batch_frames`).
+      batch_frames: mel frames computed at a time; the bound of memory.
     """
 
-    def __init__(self, config: TokenizerConfig, variables: dict[str, Any], **kwargs: Any):
+    def __init__(self, config: TokenizerConfig, variables: dict[str, Any], batch_frames: int = 12288):
         self.config = config
         # One copy on the device, shared with the codec and with the same tokenizer around random codebooks.
-        self._variables, self._kwargs = jax.device_put(variables), kwargs
-        self._codec = AudioCodec(config, self._variables, **kwargs)
+        self._variables, self._batch_frames = jax.device_put(variables), batch_frames
+        self._codec = AudioCodec(config, self._variables, batch_frames=batch_frames)
 
     @classmethod
-    def load(cls, folder: str | os.PathLike[str], **kwargs: Any) -> MeasuredTokenizer:
+    def load(cls, folder: str | os.PathLike[str], batch_frames: int = 12288) -> MeasuredTokenizer:
         """From a folder in the released layout.
 
         Raises:
           UserError: the folder holds no audio tokenizer, or tensors are missing or misshapen.
         """
-        return cls(*hf.load_tokenizer(folder), **kwargs)
+        return cls(*hf.load_tokenizer(folder), batch_frames)
 
     @property
     def codebook_sizes(self) -> tuple[int, ...]:
@@ -125,6 +125,5 @@ class MeasuredTokenizer:
             f"layers_{i}": {**self._variables["codebooks"]["quantizer"][f"layers_{i}"], "embed": jnp.asarray(embed)}
             for i, embed in enumerate(vectors)
         }
-        return MeasuredTokenizer(
-            self.config, {**self._variables, "codebooks": {"quantizer": quantizer}}, **self._kwargs
-        )
+        variables = {**self._variables, "codebooks": {"quantizer": quantizer}}
+        return MeasuredTokenizer(self.config, variables, self._batch_frames)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -22,7 +23,7 @@ from mimo_jax.evaluation.systems import Wave
 
 @dataclasses.dataclass(frozen=True)
 class Referees:
-    """What judges reconstructions, and where the first of them are written.
+    """What judges reconstructions.
 
     Attributes:
         recogniser: None leaves word and character error rates out.
@@ -78,11 +79,11 @@ def code_use(tokenizer: TokenizerSystem, waves: Sequence[Wave]) -> Part:
 
 
 def speed(tokenizer: TokenizerSystem, waves: Sequence[Wave], repeats: int) -> Part:
-    """Real-time factors (seconds of computing per second of audio) of all codebooks, warm: a batch, and one wave."""
-    import jax
+    """Real-time factors (seconds of computing per second of audio) of all codebooks, warm: a batch, and one wave.
 
-    device = jax.devices()[0]
-    result: dict[str, Any] = {"device": f"{device.platform} {device.device_kind}", "devices": len(jax.devices())}
+    On one device, however many there are; what the host does and the way to and from the device are in it.
+    """
+    result: dict[str, Any] = {"device": _device()}
     for name, chosen in (("batch", list(waves)), ("single", list(waves[:1]))):
         codes = tokenizer.encode(chosen)
         seconds = sum(map(len, chosen)) / tokenizer.sample_rate
@@ -93,6 +94,13 @@ def speed(tokenizer: TokenizerSystem, waves: Sequence[Wave], repeats: int) -> Pa
             "decode_rtf": _median_seconds(functools.partial(tokenizer.decode, codes), repeats) / seconds,
         }
     return result
+
+
+def _device() -> str:
+    import jax
+
+    device = jax.devices()[0]
+    return f"cpu, {os.cpu_count()} cores" if device.platform == "cpu" else f"{device.platform} {device.device_kind}"
 
 
 def _median_seconds(run: Callable[[], Any], repeats: int) -> float:

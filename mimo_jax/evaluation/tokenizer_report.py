@@ -15,7 +15,8 @@ from mimo_jax.evaluation import tokenizer_tables as tables
 from mimo_jax.evaluation.tokenizer_suite import part_name
 from mimo_jax.files import write_text
 
-_PLAYED = (1, 2, 4, 8, 12, 16, 20)  # numbers of codebooks that get a player
+_PLAYED = (1, 2, 4, 8, 12, 16, 20)  # numbers of codebooks that get a player, beside the largest
+_KBPS_SHOWN = 32  # baselines above are no codecs, and would squeeze the axis of bit rates
 _CURVES = ("pesq_wb", "pesq_nb", "stoi", "mel_distance", "speaker_similarity", "recogniser_wer")
 _BASELINE_COLOUR = "c0"
 
@@ -59,7 +60,7 @@ def render(report: TokenizerReport) -> str:
 
 
 def _meaning(section: str) -> str:
-    return "voices never seen" if section.endswith("test_voices") else "texts never seen, voices seen in training"
+    return "held-out voices" if section.endswith("test_voices") else "held-out texts, voices of the training split"
 
 
 def _tiles(result: Mapping[str, Any]) -> str:
@@ -106,7 +107,7 @@ def _curves(rows: Sequence[tables.Row]) -> str:
         points = [
             charts.Line(row["system"], ((row["kbps"], value),), _BASELINE_COLOUR)
             for row in rows
-            if row["kind"] == "baseline" and row["kbps"] < 32 and (value := _value(row, key)) is not None
+            if row["kind"] == "baseline" and row["kbps"] < _KBPS_SHOWN and (value := _value(row, key)) is not None
         ]
         chart = charts.line_chart([*_lines(rows, key, "kbps"), *points], "kbit/s, nominal", names[key])
         cards.append(f'<div class="card"><h3>{escape(names[key])} against bit rate</h3>{chart}</div>')
@@ -174,8 +175,8 @@ def _players(report: TokenizerReport, section: str, rows: Sequence[tables.Row]) 
     for system, kind in {row["system"]: row["kind"] for row in rows}.items():
         stored = Path(report.evaluation_dir) / "parts" / f"{part_name(section, system)}.json"
         found = json.loads(stored.read_text(encoding="utf-8"))["result"]["rows"]
-        wanted = [r for r in found if r.get("codebooks") in (None, *_PLAYED)] or found[-1:]
-        for row in wanted[-1:] if kind == "random" else wanted:  # clips are most of the page
+        wanted = [r for r in found[:-1] if r["codebooks"] in _PLAYED and kind != "random"]  # clips are most of the page
+        for row in (*wanted, found[-1]):
             n = row.get("codebooks")
             title = f"{system}, {n} codebook{'s' if n > 1 else ''}" if n else system
             for item in (item for item in row["items"] if item.get("file")):

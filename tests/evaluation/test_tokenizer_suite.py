@@ -279,7 +279,7 @@ def test_command_compares_exported_folders(corpus, tokenizer_tiny, tmp_path, cap
         f"OUT = '{tmp_path / 'out'}'",
         f"MANIFEST = '{root}'",
         f"TOKENIZERS = {{'one': '{tokenizer_tiny}', 'two': '{tokenizer_tiny}'}}",
-        "CODEBOOKS = (1, 4)",
+        "CODEBOOKS = (1, 3)",
         "LIMIT = 1",
         "BATCH_FRAMES = 2048",
         "USAGE_LIMIT = 2",
@@ -295,7 +295,7 @@ def test_command_compares_exported_folders(corpus, tokenizer_tiny, tmp_path, cap
         gin.clear_config()
     printed, page = capsys.readouterr().out, (tmp_path / "out" / "report.html").read_text()
     for expected in (
-        "one, 4",
+        "one, 3",
         "two, 1",
         " speaker\n",
         "No error rates",
@@ -309,7 +309,7 @@ def test_command_compares_exported_folders(corpus, tokenizer_tiny, tmp_path, cap
     assert [r["figures"] for r in one] == [r["figures"] for r in two]
     (row, _) = result["differences"]["user/validation"]
     assert row["system"] == "two - one" and row["figures"]["mel_distance"]["interval_95"] == [0, 0]
-    assert "Differences" in page and "two - one, 4" in printed
+    assert "Differences" in page and "two - one, 3" in printed
 
 
 def test_mistakes_are_named(corpus, tokenizer_tiny, tmp_path):
