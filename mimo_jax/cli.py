@@ -25,6 +25,13 @@ class UserError(Exception):
     """A mistake in the input: its message names the file or value and what to do; shown without a traceback."""
 
 
+def require_folders(*folders: str) -> None:
+    """Raises a `UserError` that names the first folder that is not there."""
+    for folder in folders:
+        if not os.path.isdir(folder):
+            raise UserError(f"{folder}: no such folder; run the stage that makes it, or correct the path")
+
+
 def default_search_paths() -> list[str]:
     """Where gin files are looked for: the repository's `gin/` or an installed copy, the working folder, the root."""
     package = Path(__file__).resolve().parent

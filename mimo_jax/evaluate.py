@@ -9,7 +9,6 @@ Interrupted, it goes on with the first part that is not there yet.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -57,9 +56,7 @@ def evaluate(
     from mimo_jax.data.manifest import read_manifest
     from mimo_jax.evaluation.adapters import load_systems
 
-    for folder in filter(None, (recogniser_dir, tokenizer_dir, corpus_dir, lm_dir, prepared_dir)):
-        if not os.path.isdir(folder):
-            raise cli.UserError(f"{folder}: no such folder; run the stage that makes it, or correct the path")
+    cli.require_folders(*filter(None, (recogniser_dir, tokenizer_dir, corpus_dir, lm_dir, prepared_dir)))
     systems = load_systems(recogniser_dir, tokenizer_dir, lm_dir, audio_sampling)
     losses = None
     if lm_dir and prepared_dir:

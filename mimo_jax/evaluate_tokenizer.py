@@ -10,8 +10,6 @@ Prints the tables and writes `metrics.json`, `report.html` (curves, audio player
 
 from __future__ import annotations
 
-import hashlib
-import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -67,6 +65,7 @@ def evaluate_tokenizer(
         of another sample rate.
     """
     from mimo_jax.data.manifest import read_manifest
+    from mimo_jax.data.stages import folder_hash
     from mimo_jax.evaluation import tokenizer_report
     from mimo_jax.evaluation.metrics import pesq_is_there
     from mimo_jax.evaluation.speaker import similarity_name
@@ -74,7 +73,7 @@ def evaluate_tokenizer(
     from mimo_jax.evaluation.tokenizer_suite import TokenizerOptions, common_rate, evaluate_tokenizers
 
     folders = named_folders(tokenizer, tokenizers)
-    check_folders(*filter(None, (manifest, recogniser_dir, *folders.values())))
+    cli.require_folders(*filter(None, (manifest, recogniser_dir, *folders.values())))
     loaded = load_tokenizers(folders, batch_frames)
     baselines, notes = _baselines(next(iter(loaded.values())), public_codecs, griffin_lim_iterations)
     try:
@@ -88,8 +87,8 @@ def evaluate_tokenizer(
             options or TokenizerOptions(),
             Referees(judge, speaker, workers),
             identity={
-                "tokenizers": {name: fingerprint(folder) for name, folder in folders.items()},
-                "recogniser": fingerprint(recogniser_dir) if recogniser_dir else None,
+                "tokenizers": {name: folder_hash(folder) for name, folder in folders.items()},
+                "recogniser": folder_hash(recogniser_dir) if recogniser_dir else None,
                 "speaker": similarity_name(speaker) if speaker is not None else None,
                 "pesq": pesq_is_there(),
                 "griffin_lim_iterations": griffin_lim_iterations,
@@ -123,28 +122,11 @@ def named_folders(tokenizer: str, tokenizers: Mapping[str, str] | None) -> dict[
     return folders
 
 
-def check_folders(*folders: str) -> None:
-    """Raises a UserError that names the first folder that is not there."""
-    for folder in folders:
-        if not os.path.isdir(folder):
-            raise cli.UserError(f"{folder}: no such folder; run the stage that makes it, or correct the path")
-
-
 def load_tokenizers(folders: Mapping[str, str], batch_frames: int) -> dict[str, MeasuredTokenizer]:
     """The tokenizers of named folders."""
     from mimo_jax.evaluation.measured_tokenizer import MeasuredTokenizer
 
     return {name: MeasuredTokenizer.load(folder, batch_frames=batch_frames) for name, folder in folders.items()}
-
-
-def fingerprint(folder: str) -> str:
-    """Hash of a folder's configuration and weights: what its figures belong to."""
-    digest = hashlib.sha256()
-    for path in sorted(p for p in Path(folder).iterdir() if p.suffix in (".json", ".safetensors")):
-        digest.update(path.name.encode())
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()[:16]
 
 
 def _recogniser(folder: str, sample_rate: int) -> CtcJudge:

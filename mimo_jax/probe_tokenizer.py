@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from mimo_jax import cli
-from mimo_jax.evaluate_tokenizer import check_folders, fingerprint, load_tokenizers, named_folders
+from mimo_jax.evaluate_tokenizer import load_tokenizers, named_folders
 
 if TYPE_CHECKING:
     from mimo_jax.evaluation.probe import ProbeTraining
@@ -49,13 +49,14 @@ def probe_tokenizer(
       UserError: a folder that is missing or no tokenizer, nothing to train on, nothing held out.
     """
     from mimo_jax.data.manifest import read_manifest
+    from mimo_jax.data.stages import folder_hash
     from mimo_jax.evaluation import probe_suite
     from mimo_jax.evaluation.probe import ProbeTraining
     from mimo_jax.evaluation.tokenizer_suite import common_rate
 
     options = options or probe_suite.ProbeOptions()
     folders = named_folders(tokenizer, tokenizers)
-    check_folders(manifest, *folders.values())
+    cli.require_folders(manifest, *folders.values())
     if mel and probe_suite.MEL in folders:
         raise cli.UserError(f"tokenizer {probe_suite.MEL!r}: use another name; this row is that of the spectrogram")
     loaded = load_tokenizers(folders, batch_frames)
@@ -73,7 +74,7 @@ def probe_tokenizer(
             rate,
             out_dir,
             options,
-            {"tokenizers": {name: fingerprint(folder) for name, folder in folders.items()}, "manifest": str(manifest)},
+            {"tokenizers": {name: folder_hash(folder) for name, folder in folders.items()}, "manifest": str(manifest)},
         )
     except (ValueError, FileNotFoundError) as error:
         raise cli.UserError(str(error)) from error

@@ -122,7 +122,10 @@ def unigram_cross_entropy(codes: np.ndarray, train_codes: np.ndarray, vocabulary
 
 @dataclasses.dataclass(frozen=True)
 class SpeechQuality:
-    """Quality of one reconstruction; NaN where a measure is not defined (too short, no speech found, not finite)."""
+    """Quality of one reconstruction; NaN where a measure is not defined (too short, no speech found, not finite).
+
+    Of silence PESQ is not defined, and STOI is 0.
+    """
 
     pesq_wb: float
     pesq_nb: float
@@ -136,8 +139,6 @@ def speech_quality(reference: np.ndarray, degraded: np.ndarray, sample_rate: int
     reference, degraded = np.asarray(reference[:n], np.float64), np.asarray(degraded[:n], np.float64)
     if n == 0 or not np.isfinite(degraded).all():
         return SpeechQuality(np.nan, np.nan, np.nan, np.nan)
-    if not np.any(degraded):
-        return SpeechQuality(np.nan, np.nan, np.nan, mel_distance(reference, degraded, sample_rate))
     return SpeechQuality(
         _pesq(reference, degraded, sample_rate, "wb"),
         _pesq(reference, degraded, sample_rate, "nb"),
@@ -165,7 +166,7 @@ def _pesq(reference: np.ndarray, degraded: np.ndarray, sample_rate: int, mode: s
     reference, degraded = (_resample(wave, sample_rate, PESQ_RATE) for wave in (reference, degraded))
     try:
         return float(pesq.pesq(PESQ_RATE, reference, degraded, mode))
-    except (pesq.NoUtterancesError, pesq.BufferTooShortError):
+    except (pesq.NoUtterancesError, pesq.BufferTooShortError, ValueError):  # ValueError: silence makes it NaN inside
         return float("nan")
 
 

@@ -73,8 +73,10 @@ def test_undefined_quality_is_nan_not_an_error():
     short = _speech_like(0)[:2000]
     result = metrics.speech_quality(short, short, 24_000)
     assert np.isnan(result.pesq_wb) and np.isnan(result.stoi)
-    silent = metrics.speech_quality(_speech_like(0), np.zeros(48_000, np.float32), 24_000)
-    assert np.isnan(silent.pesq_wb) and silent.mel_distance > 0
+    for silence in (np.zeros(48_000), np.full(48_000, 1e-60)):
+        silent = metrics.speech_quality(_speech_like(0), silence, 24_000)
+        assert np.isnan(silent.pesq_wb) and np.isnan(silent.pesq_nb) and silent.mel_distance > 0
+        assert silent.stoi == pytest.approx(0, abs=1e-6)
     broken = metrics.speech_quality(_speech_like(0), np.full(48_000, np.nan, np.float32), 24_000)
     assert all(np.isnan(value) for value in vars(broken).values())
     assert metrics.finite_mean([np.nan]) is None
