@@ -10,7 +10,8 @@ import numpy as np
 
 from mimo_jax.evaluation import metrics
 
-_PER_ITEM = (*(field.name for field in dataclasses.fields(metrics.SpeechQuality)), "speaker_similarity")
+# Figures of which every utterance has a value, unless a measure is undefined for it.
+PER_UTTERANCE = (*(field.name for field in dataclasses.fields(metrics.SpeechQuality)), "speaker_similarity")
 Row = Mapping[str, Any]
 
 
@@ -39,7 +40,7 @@ def differences(rows: Sequence[Row]) -> list[dict[str, Any]]:
 def _difference(items: Sequence[Row], base: Sequence[Row]) -> dict[str, Any]:
     """Estimates by figure, over the utterances for which both have a value."""
     pairs, estimates = list(zip(items, base, strict=True)), {}
-    for name in _PER_ITEM:
+    for name in PER_UTTERANCE:
         values = [(a.get(name), b.get(name)) for a, b in pairs]
         both = [a - b for a, b in values if a is not None and b is not None and np.isfinite(a - b)]
         if both:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mimo_jax.evaluation.tokenizer_comparison import PER_UTTERANCE
+
 # Figure, heading, decimals; columns without any figure are left out.
 COLUMNS = (
     ("pesq_nb", "PESQ-NB", 2),
@@ -15,8 +17,6 @@ COLUMNS = (
     ("recogniser_wer", "WER", 3),
     ("recogniser_cer", "CER", 3),
 )
-# Of these every utterance has a value, unless the measure is undefined for it; error rates also want a text.
-_OF_EVERY_UTTERANCE = ("pesq_nb", "pesq_wb", "stoi", "mel_distance", "speaker_similarity")
 Row = Mapping[str, Any]
 
 
@@ -36,7 +36,7 @@ def undefined(rows: Sequence[Row], utterances: int) -> list[str]:
     reconstructed = [row for row in rows if row["kind"] != "original"]
     sentences = []
     for key, heading, _ in columns(rows):
-        if key not in _OF_EVERY_UTTERANCE:
+        if key not in PER_UTTERANCE:
             continue
         missing = {label(row): utterances - (figure(row, key) or {"n": 0})["n"] for row in reconstructed}
         for count in sorted(set(missing.values()) - {0}):
