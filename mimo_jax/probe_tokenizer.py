@@ -63,7 +63,7 @@ def probe_tokenizer(
     frame_rate = next(iter(loaded.values())).frame_rate
     try:
         rate = common_rate(loaded)
-        sources = {name: probe_suite.quantized_features(t, options.codebooks) for name, t in loaded.items()}
+        sources = {name: probe_suite.quantized_features(name, t, options.codebooks) for name, t in loaded.items()}
         if mel:
             sources[probe_suite.MEL] = probe_suite.mel_features(rate, frame_rate)
         result = probe_suite.probe_all(

@@ -65,15 +65,15 @@ class QuantizedFeatures(Sequence[np.ndarray]):
         return np.sum([book[codes[:, i]] for i, book in enumerate(self._books)], axis=0, dtype=np.float32)
 
 
-def quantized_features(tokenizer: MeasuredTokenizer, codebooks: int = 0) -> FeaturesOf:
+def quantized_features(name: str, tokenizer: MeasuredTokenizer, codebooks: int = 0) -> FeaturesOf:
     """Waves -> quantised features of the first n codebooks (0 = all).
 
     Raises:
-        ValueError: the tokenizer has fewer.
+        ValueError: the tokenizer, which is called ``name``, has fewer.
     """
     there = len(tokenizer.codebook_sizes)
     if not 0 <= codebooks <= there:
-        raise ValueError(f"{codebooks} codebooks asked for: the tokenizer has 1..{there}")
+        raise ValueError(f"{name}: {codebooks} codebooks asked for, the tokenizer has 1..{there}")
     books = [tokenizer.codebook(i) for i in range(codebooks or there)]
     return lambda waves: QuantizedFeatures(tokenizer.encode(waves), books)
 

@@ -56,7 +56,7 @@ class TokenizerOptions:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)}: give at least 1")
 
-    def counts(self, tokenizer: TokenizerSystem) -> list[int]:
+    def counts(self, name: str, tokenizer: TokenizerSystem) -> list[int]:
         """Numbers of codebooks that are measured of a tokenizer.
 
         Raises:
@@ -65,7 +65,7 @@ class TokenizerOptions:
         there = range(1, len(tokenizer.codebook_sizes) + 1)
         chosen = [n for n in there if not self.codebooks or n in self.codebooks]
         if not chosen:
-            raise ValueError(f"codebooks {list(self.codebooks)} asked for: the tokenizer has 1..{there[-1]}")
+            raise ValueError(f"{name}: codebooks {list(self.codebooks)} asked for, the tokenizer has 1..{there[-1]}")
         return chosen
 
 
@@ -112,7 +112,7 @@ def evaluate_tokenizers(
             numbers of codebooks asked for, two rows of one name.
     """
     rate, out_dir = common_rate(tokenizers), Path(out_dir)
-    counts = {name: options.counts(tokenizer) for name, tokenizer in tokenizers.items()}
+    counts = {name: options.counts(name, tokenizer) for name, tokenizer in tokenizers.items()}
     contenders = _contenders(tokenizers, records, root, options)
     _check_names([ORIGINAL, *(c.name for c in contenders), *(b.name for b in baselines)])
     sections = _held_out(records, root, options.limit, rate)

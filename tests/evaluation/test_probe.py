@@ -117,7 +117,7 @@ def test_command_probes_folders(tokenizer_tiny, tmp_path, capsys):
         False,
         True,
     ]
-    with pytest.raises(cli.UserError, match=r"9 codebooks asked for: the tokenizer has 1\.\.4"):
+    with pytest.raises(cli.UserError, match=r"tokenizer: 9 codebooks asked for, the tokenizer has 1\.\.4"):
         command.probe_tokenizer(
             manifest=str(tmp_path),
             out_dir=str(tmp_path / "more"),

@@ -324,7 +324,7 @@ def test_mistakes_are_named(corpus, tokenizer_tiny, tmp_path):
     CtcJudge(RecogniserConfig(num_words=0, sample_rate=8000), params, Vocabulary()).save(tmp_path / "judge")
     with pytest.raises(cli.UserError, match="a recogniser of 8000 Hz cannot judge tokenizers of 24000 Hz"):
         command.evaluate_tokenizer(**common, tokenizer=str(tokenizer_tiny), recogniser_dir=str(tmp_path / "judge"))
-    with pytest.raises(cli.UserError, match=r"the tokenizer has 1\.\.4"):
+    with pytest.raises(cli.UserError, match=r"tokenizer: codebooks \[9\] asked for, the tokenizer has 1\.\.4"):
         command.evaluate_tokenizer(**common, tokenizer=str(tokenizer_tiny), options=TokenizerOptions(codebooks=(9,)))
     (tmp_path / "manifest.jsonl").write_text('{"audio": "a.wav", "text": "a", "split": "train"}\n')
     with pytest.raises(cli.UserError, match="no held-out record"):
