@@ -275,8 +275,8 @@ def _figures(metrics: Mapping[str, Any]) -> str:
     cells = {name: [report_page.cell(figures.get(name)) for figures in sections.values()] for name in names}
     rows = "".join(f"<tr><td>{escape(name)}</td>{''.join(row)}</tr>" for name, row in cells.items())
     return (
-        "<h2>All figures</h2><p class='note'>With 95 % bootstrap intervals over items. validation: texts never seen, "
-        "voices seen in training; test_voices: voices never seen.</p>"
+        "<h2>All figures</h2><p class='note'>With 95 % bootstrap intervals over items. validation: held-out texts, "
+        "voices seen in training; test_voices: held-out voices.</p>"
         f'<div class="card scroll"><table><tr><th>figure</th>{head}</tr>{rows}</table></div>'
     )
 

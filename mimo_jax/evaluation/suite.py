@@ -13,7 +13,7 @@ from mimo_jax.data.manifest import Record
 from mimo_jax.evaluation import speech_parts
 from mimo_jax.evaluation.losses import Batch, PackedRows, held_out_losses
 from mimo_jax.evaluation.parts import Part, PartStore, write_json
-from mimo_jax.evaluation.selection import SECTIONS, Item, Section, conversions, load_items, select
+from mimo_jax.evaluation.selection import SECTIONS, Item, Section, conversions, digest, load_items, select
 from mimo_jax.evaluation.systems import Systems
 
 METRICS_FILE = "metrics.json"
@@ -82,7 +82,7 @@ def evaluate_chain(
     out_dir = Path(out_dir)
     # The number of processes decides no figure: a resume on another machine keeps its parts.
     decisive = {k: v for k, v in dataclasses.asdict(options).items() if k != "workers"}
-    settings = decisive | {"identity": dict(identity or {})}
+    settings = decisive | {"identity": dict(identity or {}), "material": digest(records, ())}
     store = PartStore(out_dir / "parts", settings)
     present = [section for section in SECTIONS if select(records, section, 1)]
     if not present:
