@@ -82,7 +82,8 @@ def evaluate_chain(
     out_dir = Path(out_dir)
     # The number of processes decides no figure: a resume on another machine keeps its parts.
     decisive = {k: v for k, v in dataclasses.asdict(options).items() if k != "workers"}
-    settings = decisive | {"identity": dict(identity or {}), "material": digest(records, ())}
+    material = digest(sorted(records, key=lambda record: record.id), ())
+    settings = decisive | {"identity": dict(identity or {}), "material": material}
     store = PartStore(out_dir / "parts", settings)
     present = [section for section in SECTIONS if select(records, section, 1)]
     if not present:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from mimo_jax.models.tokenizer import TokenizerConfig, extents, frontend
+from mimo_jax.models.tokenizer import TokenizerConfig, cost, extents, frontend
 from mimo_jax.models.tokenizer.extents import Extent
 from mimo_jax.objectives.base import Batch
 
@@ -37,3 +37,9 @@ def text_kinds(batch: Batch) -> Array:
     return batch.get(
         "text_kind", jnp.zeros((samples.shape[0], 1 if samples.ndim == 1 else samples.shape[1]), jnp.int32)
     )
+
+
+def share_of_rows(batch: Batch, patches: float, config: TokenizerConfig) -> float:
+    """What part of a batch's rows so many patches, of four code frames, are."""
+    rows, frames, _ = cost.row_shape(batch, config)
+    return 4 * patches / (rows * frames)

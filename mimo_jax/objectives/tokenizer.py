@@ -189,8 +189,12 @@ class TokenizerObjective:
         """Variables of the tokenizer alone, for export."""
         return {"params": params["tokenizer"], "codebooks": mutable["codebooks"], "constants": mutable["constants"]}
 
+    def flops(self, text: float, audio: float, batch: Batch, causal: bool = True) -> float:
+        """Model FLOPs of so many patches of audio in batches of such shapes, by their share of full rows."""
+        return audio_batches.share_of_rows(batch, audio, self.config) * self.step_flops(batch, causal)
+
     def step_flops(self, batch: Batch, causal: bool = True) -> float:
-        """Model FLOPs of a step on a batch of such shapes, see `models.tokenizer.cost`."""
+        """Model FLOPs of a step on a batch of such shapes, rows full, see `models.tokenizer.cost`."""
         rows, frames, length = cost.row_shape(batch, self.config)
         each = cost.forward_flops(self.config, length, causal)
         vocoded = 0.0

@@ -177,8 +177,12 @@ class TokenizerGanObjective:
         """Sum and count of the reconstruction loss over whole sequences."""
         return {"reconstruction": self._vocode(params, mutable, self._whole(params, mutable, batch, None))[1]}
 
+    def flops(self, text: float, audio: float, batch: Batch, causal: bool = True) -> float:
+        """Model FLOPs of so many patches of audio in batches of such shapes, by their share of full rows."""
+        return audio_batches.share_of_rows(batch, audio, self.config) * self.step_flops(batch, causal)
+
     def step_flops(self, batch: Batch, causal: bool = True) -> float:
-        """Model FLOPs of a step on a batch of such shapes, see `models.tokenizer.cost`."""
+        """Model FLOPs of a step on a batch of such shapes, rows full, see `models.tokenizer.cost`."""
         rows, frames, length = cost.row_shape(batch, self.config)
         each, crops = cost.forward_flops(self.config, length, causal), rows * self.segments_per_row
         total = rows * frames * (each.encoder + each.quantizer + TRAINING * each.decoder)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 
 from mimo_jax.models import cost
-from mimo_jax.training.schedule import PATCH_SECONDS
 
 # Dense bf16 FLOP/s of one device as jax counts devices (half a chip of TPU7x, otherwise a chip), from the makers' data
 # sheets. `device_kind` of jax; the first entry that it begins with applies.
@@ -45,12 +43,11 @@ def model_flops(
     """(causal, full) training FLOPs of so many text positions and audio patches in batches of such shapes.
 
     None where nothing is known: an objective that is no language model and has no method
-    `step_flops(batch, causal) -> float` for batches of waveforms, which is counted by their share of audio.
+    `flops(text, audio, batch, causal) -> float`.
     """
-    step_flops = getattr(objective, "step_flops", None)
-    if step_flops is not None:
-        share = audio * PATCH_SECONDS * objective.config.sampling_rate / math.prod(batch["waveform"].shape)
-        return share * step_flops(batch, causal=True), share * step_flops(batch, causal=False)
+    own = getattr(objective, "flops", None)
+    if own is not None:
+        return own(text, audio, batch, causal=True), own(text, audio, batch, causal=False)
     # Imported here: the trainer of other objectives needs no language model.
     from mimo_jax.objectives.language_model import LanguageModelObjective
 

@@ -171,7 +171,7 @@ def test_text_reads_its_own_audio_only(state):
 
 def test_crops_hold_one_utterance(state):
     def cut(batch):
-        whole = GAN._whole(*of_stage_two(state), batch)
+        whole = GAN._whole(*of_stage_two(state), batch, None)
         return dataclasses.astuple(whole.random(jax.random.key(3), 10, CONFIG.hop_length, crops=64))
 
     crops = Stretch(*jax.jit(cut)(packed()))

@@ -175,7 +175,7 @@ def test_log_lines(tmp_path, caplog, monkeypatch):
     from mimo_jax.training import progress
 
     monkeypatch.setattr(progress, "peak_flops", lambda device: 1e9)
-    objective = type("Counted", (Regression,), {"flops": lambda self, t, a, context, causal: (t + a) * (1 + causal)})
+    objective = type("Counted", (Regression,), {"flops": lambda self, t, a, batch, causal: (t + a) * (1 + causal)})
     with caplog.at_level(logging.INFO, "mimo_jax"):
         run(tmp_path, objective=objective(), intervals=loop.Intervals(log=8, checkpoint=0))
     line = next(record.message for record in caplog.records if "step 16 " in record.message)
