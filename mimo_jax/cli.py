@@ -11,12 +11,14 @@ import ast
 import importlib.util  # noqa: F401  (gin uses it without importing it)
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 _GIN_PREFIX = "--gin."
+_GIN_REFERENCE = r"[@%][\w./]+(\(\))?"
 # Exit code of a run that saved its state because it was asked to stop: start it again and it goes on.
 EXIT_PREEMPTED = 75
 
@@ -56,7 +58,7 @@ def _as_gin_value(value: str) -> str:
     if value[:1] in "@%":
         return value
     try:
-        ast.literal_eval(value)
+        ast.literal_eval(re.sub(_GIN_REFERENCE, "None", value) if value[:1] in "([{" else value)
     except (ValueError, SyntaxError):
         return repr(value)
     return value

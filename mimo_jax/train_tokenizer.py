@@ -10,7 +10,7 @@ that is done is not run again. `launch/tokenizer.sh` makes the environment and c
   recogniser            the independent judge of intelligibility
   unified               stage 1: audio-to-text, reconstruction, commitment
   adversarial           stage 2: decoder and vocoder against discriminators
-  reconstruction        --compare: as many steps of decoder and vocoder that never listen to the discriminators
+  reconstruction        --compare: as many steps of decoder and vocoder on the same crops without discriminators
   unified_without_text  --compare: stage 1 without the audio-to-text loss
   evaluate              quality at every number of codebooks, beside baselines: measured/report.html, metrics.json
   probe                 --compare: what the codes know of the words with and without the audio-to-text loss
@@ -94,10 +94,13 @@ def chain_stages(preset: Preset, out: Path, data: Path | None, compare: bool, se
     ]
     measured = {"stage 1": export / "unified", "stage 2": export / "adversarial"}
     if compare:
-        never = "--gin.tokenizer_gan.TokenizerGanObjective.adversarial_start=2.0"
+        alone = (
+            "--gin.tokenizer_gan.TokenizerGanObjective.discriminators=None",
+            "--gin.optimizer.Optimizer.groups=(@generator/optimizer.Group(),)",
+        )
         without = "--gin.tokenizer_objective.TokenizerObjective.text_weight=0.0"
         stages += [
-            train("reconstruction", "tokenizer_small/adversarial", never, **start),
+            train("reconstruction", "tokenizer_small/adversarial", *alone, **start),
             train("unified_without_text", "tokenizer_small/unified", without, **text),
         ]
         measured["no discriminators"] = export / "reconstruction"

@@ -26,6 +26,7 @@ def fresh_gin():
 def test_short_bindings_are_rewritten_and_plain_words_quoted():
     arguments = cli.rewrite_gin_arguments(
         ["main", "--gin.MODEL_DIR=/tmp/x", "--gin.SEED=3", "--gin.A.b='q'", "--gin.M=@f()", "--other=1"]
+        + ["--gin.C.d=(@s/f.g(), %N)", "--gin.P=(a mess"]
     )
     assert arguments == [
         "main",
@@ -34,6 +35,8 @@ def test_short_bindings_are_rewritten_and_plain_words_quoted():
         "--gin_bindings=A.b = 'q'",
         "--gin_bindings=M = @f()",
         "--other=1",
+        "--gin_bindings=C.d = (@s/f.g(), %N)",
+        "--gin_bindings=P = '(a mess'",
     ]
     with pytest.raises(cli.UserError, match="--gin.NAME=VALUE"):
         cli.rewrite_gin_arguments(["main", "--gin.SEED"])

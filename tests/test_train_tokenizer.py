@@ -39,7 +39,8 @@ def test_gin_knows_every_name(preset, stage):
             [b.removeprefix("--gin_bindings=") for b in bindings],
         )
         if stage == "reconstruction":
-            assert gin.query_parameter("tokenizer_gan.TokenizerGanObjective.adversarial_start") > 1
+            assert gin.query_parameter("tokenizer_gan.TokenizerGanObjective.discriminators") is None
+            assert len(gin.query_parameter("optimizer.Optimizer.groups")) == 1
         if stage == "unified_without_text":
             assert gin.query_parameter("tokenizer_objective.TokenizerObjective.text_weight") == 0
         if stage == "evaluate":

@@ -19,7 +19,7 @@ from mimo_jax.models.tokenizer.discriminators import DiscriminatorConfig, Discri
 from mimo_jax.models.transformer import Compute
 from mimo_jax.objectives import audio_batches
 from mimo_jax.objectives.base import Batch, Metrics, Mutable, Params
-from mimo_jax.objectives.reconstruction import Stretch, mel_distance, ratio
+from mimo_jax.objectives.reconstruction import Stretch, frame_l1, mel_distance, ratio, standardised
 
 Array = jax.Array
 
@@ -45,6 +45,24 @@ def feature_matching(real: list[list[Array]], fake: list[list[Array]]) -> Array:
     return jnp.stack(terms).mean()
 
 
+def verdict(
+    judge: Discriminators, params: Params, spectral: Params, real: Array, fake: Array
+) -> tuple[Metrics, Params]:
+    """(the losses of both sides and what the discriminators say, the next spectral-norm vectors)."""
+    both = jnp.concatenate([real, jax.lax.stop_gradient(fake)])
+    (logits, activations), moved = judge.apply({"params": params, "spectral": spectral}, both, mutable=["spectral"])
+    half = real.shape[0]
+    fixed = jax.lax.stop_gradient({"params": params, **moved})
+    fake_logits, fake_activations = judge.apply(fixed, fake)
+    return {
+        "loss/discriminator": hinge_discriminator([x[:half] for x in logits], [x[half:] for x in logits]),
+        "loss/adversarial": hinge_generator(fake_logits),
+        "loss/feature_matching": feature_matching([[a[:half] for a in part] for part in activations], fake_activations),
+        "discriminator/real": sum(x[:half].mean() for x in logits) / len(logits),
+        "discriminator/fake": sum(x[half:].mean() for x in logits) / len(logits),
+    }, moved["spectral"]
+
+
 @dataclasses.dataclass(frozen=True)
 class TokenizerGanObjective:
     """Stage 2 objective. Batches as in stage 1; texts are not used.
@@ -55,11 +73,13 @@ class TokenizerGanObjective:
 
     Attributes:
       config: the tokenizer.
-      discriminators: their sizes; dropped at export.
+      discriminators: their sizes; dropped at export. None: there are none, neither "discriminator" nor "spectral", and
+        the generator learns from the reconstruction alone, what stage 2 is compared with.
       compute: dtypes, remat, attention.
       segment_frames: mel frames of a random segment that is vocoded, compared and judged.
       segments_per_row: such segments of each row.
       reconstruction_weight, adversarial_weight, feature_weight: of L_G.
+      coarse_mel_weight: of stage 1's L1 between the decoder's mel and the input's, over whole rows; not in the report.
       adversarial_start: share of the stage's budget after which the generator listens to the discriminators; they learn
         from the first step, so that they have something to say by then.
       dropout: probability that a sequence is decoded from a random number of codebooks (1..n) instead of all, so that
@@ -68,13 +88,14 @@ class TokenizerGanObjective:
     """
 
     config: TokenizerConfig
-    discriminators: DiscriminatorConfig = DiscriminatorConfig()
+    discriminators: DiscriminatorConfig | None = DiscriminatorConfig()
     compute: Compute = Compute()
     segment_frames: int = 100
     segments_per_row: int = 1
     reconstruction_weight: float = 1.0
     adversarial_weight: float = 1.0
     feature_weight: float = 2.0
+    coarse_mel_weight: float = 0.0
     adversarial_start: float = 0.05
     dropout: float = 0.0
     scales: tuple[int, ...] = (5, 6, 7)
@@ -86,11 +107,13 @@ class TokenizerGanObjective:
         mel, extent, _ = audio_batches.log_mel({name: value[:1] for name, value in batch.items()}, self.config)
         variables = dict(MimoAudioTokenizer(self.config, self.compute).init(tokenizer_rng, mel, extent))
         variables.pop("intermediates", None)
-        wave = jnp.zeros((1, self.segment_frames * self.config.hop_length))
-        judged = Discriminators(self.discriminators, self.compute).init(discriminator_rng, wave)
         generator = dict(variables.pop("params"))
-        mutable = {"encoder": generator.pop("encoder"), "spectral": judged["spectral"], **variables}
-        return {"generator": generator, "discriminator": judged["params"]}, mutable
+        params, mutable = {"generator": generator}, {"encoder": generator.pop("encoder"), **variables}
+        if self.discriminators is not None:
+            wave = jnp.zeros((1, self.segment_frames * self.config.hop_length))
+            judged = Discriminators(self.discriminators, self.compute).init(discriminator_rng, wave)
+            params["discriminator"], mutable["spectral"] = judged["params"], judged["spectral"]
+        return params, mutable
 
     def warm_start(
         self, params: Params, mutable: Mutable, source_params: Params, source_mutable: Mutable
@@ -108,9 +131,9 @@ class TokenizerGanObjective:
             new_params, new_mutable = source_params, source_mutable
         else:
             source = dict(source_params["tokenizer"])
-            new_mutable = {name: source_mutable[name] for name in ("codebooks", "constants")}
-            new_mutable |= {"encoder": source.pop("encoder"), "spectral": mutable["spectral"]}
-            new_params = {"generator": source, "discriminator": params["discriminator"]}
+            new_mutable = {**mutable, **{name: source_mutable[name] for name in ("codebooks", "constants")}}
+            new_mutable["encoder"] = source.pop("encoder")
+            new_params = {**params, "generator": source}
         for old, new in ((params, new_params), (mutable, new_mutable)):
             wanted, found = (
                 {jax.tree_util.keystr(path): jnp.shape(leaf) for path, leaf in jax.tree.leaves_with_path(tree)}
@@ -142,40 +165,28 @@ class TokenizerGanObjective:
     ) -> tuple[jax.Array, tuple[Mutable, Metrics]]:
         """L_G + L_D; moves the spectral-norm vectors."""
         dropout_rng, crop_rng = jax.random.split(rng)
-        rows = self._whole(params, mutable, batch, dropout_rng)
+        rows, coarse = self._whole(params, mutable, batch, dropout_rng)
         real = rows.random(crop_rng, self.segment_frames, self.config.hop_length, self.segments_per_row)
         fake, distance = self._vocode(params, mutable, real)
-        reconstruction = ratio(*distance)
-
-        judge = Discriminators(self.discriminators, self.compute)
-        both = jnp.concatenate([real.waveform, jax.lax.stop_gradient(fake)])
-        spectral = {"params": params["discriminator"], "spectral": mutable["spectral"]}
-        (logits, activations), moved = judge.apply(spectral, both, mutable=["spectral"])
-        half = real.waveform.shape[0]
-        loss_d = hinge_discriminator([x[:half] for x in logits], [x[half:] for x in logits])
-
-        fixed = jax.lax.stop_gradient({"params": params["discriminator"], **moved})
-        fake_logits, fake_activations = judge.apply(fixed, fake)
-        adversarial = hinge_generator(fake_logits)
-        matching = feature_matching([[a[:half] for a in part] for part in activations], fake_activations)
-        listens = (progress >= self.adversarial_start).astype(jnp.float32)
-        loss_g = self.reconstruction_weight * reconstruction + listens * (
-            self.adversarial_weight * adversarial + self.feature_weight * matching
-        )
-        metrics = {
-            "loss/generator": loss_g,
-            "loss/discriminator": loss_d,
-            "loss/reconstruction": reconstruction,
-            "loss/adversarial": adversarial,
-            "loss/feature_matching": matching,
-            "discriminator/real": sum(x[:half].mean() for x in logits) / len(logits),
-            "discriminator/fake": sum(x[half:].mean() for x in logits) / len(logits),
-        }
-        return loss_g + loss_d, ({**mutable, "spectral": moved["spectral"]}, metrics)
+        losses = {"reconstruction": ratio(*distance), "coarse_mel": ratio(*coarse)}
+        loss_g = self.reconstruction_weight * losses["reconstruction"] + self.coarse_mel_weight * losses["coarse_mel"]
+        judged: Metrics = {}
+        if self.discriminators is not None:
+            judge = Discriminators(self.discriminators, self.compute)
+            judged, spectral = verdict(judge, params["discriminator"], mutable["spectral"], real.waveform, fake)
+            mutable = {**mutable, "spectral": spectral}
+            listens = (progress >= self.adversarial_start).astype(jnp.float32)
+            loss_g = loss_g + listens * (
+                self.adversarial_weight * judged["loss/adversarial"]
+                + self.feature_weight * judged["loss/feature_matching"]
+            )
+        metrics = {"loss/generator": loss_g, **{f"loss/{name}": value for name, value in losses.items()}, **judged}
+        return loss_g + judged.get("loss/discriminator", 0.0), (mutable, metrics)
 
     def evaluate(self, params: Params, mutable: Mutable, batch: Batch) -> dict[str, tuple[Array, Array]]:
         """Sum and count of the reconstruction loss over whole sequences."""
-        return {"reconstruction": self._vocode(params, mutable, self._whole(params, mutable, batch, None))[1]}
+        rows, coarse = self._whole(params, mutable, batch, None)
+        return {"reconstruction": self._vocode(params, mutable, rows)[1], "coarse_mel": coarse}
 
     def flops(self, text: float, audio: float, batch: Batch, causal: bool = True) -> float:
         """Model FLOPs of so many patches of audio in batches of such shapes, by their share of full rows."""
@@ -189,6 +200,8 @@ class TokenizerGanObjective:
         total += (
             crops * self.segment_frames / (self.config.avg_pooler * self.config.stride_size) * TRAINING * each.vocoder
         )
+        if self.discriminators is None:
+            return total
         # Of the discriminators: forward and backward of real and fake crops, then of the fakes again, for their input's
         # gradient alone.
         judged = cost.discriminator_flops(self.discriminators, self.segment_frames * self.config.hop_length)
@@ -203,14 +216,16 @@ class TokenizerGanObjective:
             "constants": mutable["constants"],
         }
 
-    def _whole(self, params: Params, mutable: Mutable, batch: Batch, rng: jax.Array | None) -> Stretch:
-        """The decoder's mel of whole sequences (its norms look at all of a sequence), with their waveforms.
+    def _whole(
+        self, params: Params, mutable: Mutable, batch: Batch, rng: jax.Array | None
+    ) -> tuple[Stretch, tuple[Array, Array]]:
+        """(the decoder's mel of whole sequences, whose norms look at all of one, with the waveforms; its distance).
 
-        With rng some from fewer codebooks (`dropout`).
+        The distance from the input's mel is a sum and its count. With rng some decode from fewer codebooks (`dropout`).
         """
         variables, codebooks = self._variables(params, mutable), mutable["codebooks"]["quantizer"]
-        mel, extent, samples = audio_batches.log_mel(batch, self.config)
-        features, extent = self._model().apply(variables, mel, extent, method="encode_features")
+        mel, mel_extent, samples = audio_batches.log_mel(batch, self.config)
+        features, extent = self._model().apply(variables, mel, mel_extent, method="encode_features")
         codes, books = rvq.encode(codebooks, features, self.config.num_quantizers), None
         if rng is not None and self.dropout:
             batch_size, length, count = codes.shape
@@ -218,7 +233,8 @@ class TokenizerGanObjective:
         quantized = rvq.decode(codebooks, codes, books)
         quantized = extents.masked(quantized, extent)
         coarse, frames = self._model().apply(variables, quantized, extent, method="decode_features")
-        return Stretch.whole(coarse, frames, batch["waveform"], samples, self.config.hop_length)
+        distance = frame_l1(coarse[:, : mel.shape[1]], standardised(mel, mel_extent), mel_extent)
+        return Stretch.whole(coarse, frames, batch["waveform"], samples, self.config.hop_length), distance
 
     def _vocode(self, params: Params, mutable: Mutable, part: Stretch) -> tuple[Array, tuple[Array, Array]]:
         """(the vocoder's waveform [B, S], zero behind the end of the real one; sum and count of its distance)."""

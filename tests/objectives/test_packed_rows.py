@@ -73,7 +73,7 @@ def of_stage_two(state):
     """Parameters and state of stage 2 after stage 1; its discriminators are not needed here."""
     params, mutable = state
     generator = dict(params["tokenizer"])
-    return {"generator": generator, "discriminator": {}}, {**mutable, "encoder": generator.pop("encoder")}
+    return {"generator": generator}, {**mutable, "encoder": generator.pop("encoder")}
 
 
 def apart(x, ids):
@@ -171,7 +171,7 @@ def test_text_reads_its_own_audio_only(state):
 
 def test_crops_hold_one_utterance(state):
     def cut(batch):
-        whole = GAN._whole(*of_stage_two(state), batch, None)
+        whole, _ = GAN._whole(*of_stage_two(state), batch, None)
         return dataclasses.astuple(whole.random(jax.random.key(3), 10, CONFIG.hop_length, crops=64))
 
     crops = Stretch(*jax.jit(cut)(packed()))

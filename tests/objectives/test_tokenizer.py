@@ -200,6 +200,22 @@ def test_stage_two_decodes_from_fewer_codebooks(trained):
     assert reconstruction(dropping, mutable) != pytest.approx(reconstruction(GAN, mutable), rel=1e-6)
 
 
+def test_stage_two_without_discriminators(trained):
+    _, params1, mutable1 = trained
+    alone = dataclasses.replace(GAN, discriminators=None, coarse_mel_weight=2.0)
+    params, mutable = alone.from_stage1(params1, mutable1, jax.random.key(7), batch())
+    assert set(params) == {"generator"} and "spectral" not in mutable
+    total, (same, metrics) = jax.jit(alone.loss)(params, mutable, batch(), jax.random.key(0), jnp.float32(0.6))
+    assert total == pytest.approx(float(metrics["loss/reconstruction"] + 2 * metrics["loss/coarse_mel"]), rel=1e-5)
+    jax.tree.map(np.testing.assert_array_equal, same, mutable)
+    # The same rows, codebooks and crops as beside discriminators.
+    judged = GAN.from_stage1(params1, mutable1, jax.random.key(7), batch())
+    beside = jax.jit(GAN.loss)(*judged, batch(), jax.random.key(0), jnp.float32(0.6))[1][1]
+    for name in ("loss/reconstruction", "loss/coarse_mel"):
+        assert metrics[name] == pytest.approx(float(beside[name]), rel=1e-5)
+    assert alone.step_flops(batch()) < GAN.step_flops(batch())
+
+
 def test_stage_two_refuses_another_tokenizer(trained):
     _, params, mutable = trained
     other = dataclasses.replace(GAN, config=dataclasses.replace(CONFIG, vocoder_num_layers=2))
