@@ -48,18 +48,20 @@ def feature_matching(real: list[list[Array]], fake: list[list[Array]]) -> Array:
 def verdict(
     judge: Discriminators, params: Params, spectral: Params, real: Array, fake: Array
 ) -> tuple[Metrics, Params]:
-    """(the losses of both sides and what the discriminators say, the next spectral-norm vectors)."""
-    both = jnp.concatenate([real, jax.lax.stop_gradient(fake)])
+    """(the losses of both sides and what the discriminators say, the next spectral-norm vectors); waves [B, S] each."""
+    # Alternating, not one half after the other: on a batch split over devices each half would lie on half of them.
+    both = jnp.stack([real, jax.lax.stop_gradient(fake)], axis=1).reshape(2 * real.shape[0], -1)
     (logits, activations), moved = judge.apply({"params": params, "spectral": spectral}, both, mutable=["spectral"])
-    half = real.shape[0]
+    of_real, of_fake = ([x.reshape(-1, 2, *x.shape[1:])[:, side] for x in logits] for side in (0, 1))
+    real_activations = [[a.reshape(-1, 2, *a.shape[1:])[:, 0] for a in part] for part in activations]
     fixed = jax.lax.stop_gradient({"params": params, **moved})
     fake_logits, fake_activations = judge.apply(fixed, fake)
     return {
-        "loss/discriminator": hinge_discriminator([x[:half] for x in logits], [x[half:] for x in logits]),
+        "loss/discriminator": hinge_discriminator(of_real, of_fake),
         "loss/adversarial": hinge_generator(fake_logits),
-        "loss/feature_matching": feature_matching([[a[:half] for a in part] for part in activations], fake_activations),
-        "discriminator/real": sum(x[:half].mean() for x in logits) / len(logits),
-        "discriminator/fake": sum(x[half:].mean() for x in logits) / len(logits),
+        "loss/feature_matching": feature_matching(real_activations, fake_activations),
+        "discriminator/real": sum(x.mean() for x in of_real) / len(logits),
+        "discriminator/fake": sum(x.mean() for x in of_fake) / len(logits),
     }, moved["spectral"]
 
 
