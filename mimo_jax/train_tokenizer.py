@@ -10,6 +10,7 @@ that is done is not run again. `launch/tokenizer.sh` makes the environment and c
   recogniser            the independent judge of intelligibility
   unified               stage 1: audio-to-text, reconstruction, commitment
   adversarial           stage 2: decoder and vocoder against discriminators
+  unified_longer        --compare: stage 1 alone, for as many steps as both stages together
   reconstruction        --compare: as many steps of decoder and vocoder on the same crops without discriminators
   unified_without_text  --compare: stage 1 without the audio-to-text loss
   evaluate              quality at every number of codebooks, beside baselines: measured/report.html, metrics.json
@@ -28,9 +29,9 @@ from mimo_jax.chain import Chain, Stage, compiling_environment, ends_with_a_mess
 from mimo_jax.preparation.sources.opening import open_source
 from mimo_jax.quickstart import Preset, rows_of_recordings
 
-TRAINED = ("unified", "adversarial", "reconstruction", "unified_without_text")
+TRAINED = ("unified", "adversarial", "unified_longer", "reconstruction", "unified_without_text")
+STAGE_1 = ("unified", "unified_longer", "unified_without_text")
 CODEBOOKS = (1, 2, 4, 8, 12, 16, 20)
-
 
 _FEW = ("BUDGET_STEPS=6", "BATCH_ROWS=2", "loop.Intervals.checkpoint=2")
 PRESETS = {
@@ -47,13 +48,16 @@ PRESETS = {
         },
         bindings={
             "recogniser": _FEW,
-            **{name: (*_FEW, "UNQUANTIZED_STEPS=2") for name in ("unified", "unified_without_text")},
+            **{name: (*_FEW, "UNQUANTIZED_STEPS=2") for name in STAGE_1},
             **{name: _FEW for name in ("adversarial", "reconstruction")},
             "evaluate": ("LIMIT=2", "USAGE_LIMIT=4", "CODEBOOKS=(1, 8, 20)"),
             "probe": ("STEPS=4", "TRAIN_LIMIT=16", "LIMIT=4"),
         },
     ),
-    "small": Preset(corpus={"core_utterances": 3000, "wide_utterances": 12000}, bindings={}),
+    "small": Preset(
+        corpus={"core_utterances": 3000, "wide_utterances": 12000},
+        bindings={"unified_longer": ("BUDGET_STEPS=4400",)},  # both stages' together
+    ),
 }
 
 
@@ -100,9 +104,11 @@ def chain_stages(preset: Preset, out: Path, data: Path | None, compare: bool, se
         )
         without = "--gin.tokenizer_objective.TokenizerObjective.text_weight=0.0"
         stages += [
+            train("unified_longer", "tokenizer_small/unified", **text),
             train("reconstruction", "tokenizer_small/adversarial", *alone, **start),
             train("unified_without_text", "tokenizer_small/unified", without, **text),
         ]
+        measured["stage 1, longer"] = export / "unified_longer"
         measured["no discriminators"] = export / "reconstruction"
     common = {"MANIFEST": curated, "CODEBOOKS": CODEBOOKS}
     stages.append(
@@ -134,7 +140,7 @@ def define_flags() -> None:
     flags.DEFINE_enum("preset", "small", sorted(PRESETS), "smoke: learns nothing; small: about an hour on two cores.")
     flags.DEFINE_string("out", "runs/tokenizer", "folder for everything this run writes.")
     flags.DEFINE_string("data", None, "recordings of your own, instead of the built-in corpus; see docs/sources.md.")
-    flags.DEFINE_bool("compare", False, "also train without discriminators, and without the audio-to-text loss.")
+    flags.DEFINE_bool("compare", False, "also train stage 1 for longer, without discriminators, and without the text loss.")
     flags.DEFINE_integer("seed", 0, "everything random follows from it.")
 
 

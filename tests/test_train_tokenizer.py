@@ -1,5 +1,6 @@
 """The chain of the audio tokenizer alone, without running it."""
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -14,10 +15,26 @@ def commands(preset="small", data=None, compare=True, out=Path("/o")):
     return {stage.name: list(stage.arguments()) for stage in stages}
 
 
+@contextlib.contextmanager
+def parsed(arguments):
+    """Gin as the command of these arguments has it."""
+    gin.clear_config()
+    try:
+        bindings = cli.rewrite_gin_arguments([a for a in arguments if a.startswith("--gin.")])
+        cli.parse_gin(
+            [a.removeprefix("--gin_file=") for a in arguments if a.startswith("--gin_file=")],
+            [b.removeprefix("--gin_bindings=") for b in bindings],
+        )
+        yield
+    finally:
+        gin.clear_config()
+
+
 def test_comparisons_are_asked_for():
     alone, compared = commands(compare=False), commands()
     assert list(alone) == ["corpus", "curate", "recogniser", "unified", "adversarial", "evaluate"]
-    assert [name for name in compared if name not in alone] == ["reconstruction", "unified_without_text", "probe"]
+    more = ["unified_longer", "reconstruction", "unified_without_text", "probe"]
+    assert [name for name in compared if name not in alone] == more
     assert "no discriminators" in str(compared["evaluate"]) and "no discriminators" not in str(alone["evaluate"])
     for name in ("adversarial", "reconstruction"):
         assert "--gin.INIT_FROM=/o/unified" in compared[name]
@@ -30,14 +47,7 @@ def test_comparisons_are_asked_for():
 def test_gin_knows_every_name(preset, stage):
     from mimo_jax import evaluate_tokenizer, probe_tokenizer, train  # noqa: F401  (their parameters)
 
-    arguments = commands(preset)[stage]
-    gin.clear_config()
-    try:
-        bindings = cli.rewrite_gin_arguments([a for a in arguments if a.startswith("--gin.")])
-        cli.parse_gin(
-            [a.removeprefix("--gin_file=") for a in arguments if a.startswith("--gin_file=")],
-            [b.removeprefix("--gin_bindings=") for b in bindings],
-        )
+    with parsed(commands(preset)[stage]):
         if stage == "reconstruction":
             assert gin.query_parameter("tokenizer_gan.TokenizerGanObjective.discriminators") is None
             assert len(gin.query_parameter("optimizer.Optimizer.groups")) == 1
@@ -45,8 +55,17 @@ def test_gin_knows_every_name(preset, stage):
             assert gin.query_parameter("tokenizer_objective.TokenizerObjective.text_weight") == 0
         if stage == "evaluate":
             assert max(gin.query_parameter("%CODEBOOKS")) == 20
-    finally:
-        gin.clear_config()
+
+
+def test_longer_stage_1_has_the_steps_of_both_stages():
+    from mimo_jax import train  # noqa: F401  (its parameters)
+
+    steps = {}
+    for stage in ("unified", "adversarial", "reconstruction", "unified_longer"):
+        with parsed(commands()[stage]):
+            steps[stage] = gin.query_parameter("%BUDGET_STEPS")
+    assert steps["unified_longer"] == steps["unified"] + steps["adversarial"]
+    assert steps["reconstruction"] == steps["adversarial"]
 
 
 def test_own_recordings_fit_the_rows(tmp_path):

@@ -15,6 +15,7 @@ import numpy as np
 from flax import linen as nn
 
 from mimo_jax.models.tokenizer import frontend
+from mimo_jax.models.tokenizer.blocked_conv import conv2d
 from mimo_jax.models.tokenizer.blocks import FAN_IN
 from mimo_jax.models.transformer import Compute
 
@@ -30,6 +31,8 @@ class DiscriminatorConfig:
       period_channels: features of their layers, strides 3 but for the last.
       stft_sizes: window lengths of the STFT discriminators, in samples; hop = a quarter.
       stft_channels: features of their layers.
+      stft_block: frequencies that are computed as channels (`blocked_conv`), even: changes the speed alone. About 8 with
+        few features on a CPU; with 32 features 4 fill a TPU's 128 lanes.
       input_gain: factor of the waveform before all of them. Layers of spectral norm 1 pass a level on and do not
         raise it: speech at -25 dB gives logits of some hundredths where the hinge loss asks for 1 and -1.
     """
@@ -38,6 +41,7 @@ class DiscriminatorConfig:
     period_channels: tuple[int, ...] = (32, 128, 512, 1024, 1024)
     stft_sizes: tuple[int, ...] = (2048, 1024, 512, 256, 128)
     stft_channels: int = 32
+    stft_block: int = 1
     input_gain: float = 1.0
 
 
@@ -57,13 +61,14 @@ def _unit(x: Array) -> Array:
 
 
 class SpectralConv(nn.Module):
-    """2-D convolution, padded by half its reach, with a kernel [h, w, in, out] of spectral norm 1."""
+    """2-D convolution, padded by half its reach, with a kernel [h, w, in, out] of spectral norm 1; see `conv2d`."""
 
     features: int
     size: tuple[int, int]
     strides: tuple[int, int] = (1, 1)
     dilation: tuple[int, int] = (1, 1)
     compute: Compute = Compute()
+    block: int = 1  # see `conv2d`
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -90,15 +95,7 @@ class SpectralConv(nn.Module):
         if self.is_mutable_collection("spectral") and not self.is_initializing():
             u.value = new_u
         kernel = (kernel / norm).astype(self.compute.dtype)
-        padding = [(d * (k - 1) // 2,) * 2 for k, d in zip(self.size, self.dilation, strict=True)]
-        y = jax.lax.conv_general_dilated(
-            x.astype(self.compute.dtype),
-            kernel,
-            window_strides=self.strides,
-            padding=padding,
-            rhs_dilation=self.dilation,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
+        y = conv2d(x.astype(self.compute.dtype), kernel, self.strides, self.dilation, self.block)
         return y + bias.astype(self.compute.dtype)
 
 
@@ -129,6 +126,7 @@ class StftDiscriminator(nn.Module):
     size: int
     channels: int
     compute: Compute = Compute()
+    block: int = 1
 
     @nn.compact
     def __call__(self, wave: Array) -> tuple[Array, list[Array]]:
@@ -141,10 +139,10 @@ class StftDiscriminator(nn.Module):
         layers += [((3, 3), (1, 1), (1, 1))]
         activations = []
         for i, (size, strides, dilation) in enumerate(layers):
-            x = SpectralConv(self.channels, size, strides, dilation, self.compute, name=f"conv_{i}")(x)
+            x = SpectralConv(self.channels, size, strides, dilation, self.compute, self.block, name=f"conv_{i}")(x)
             x = nn.leaky_relu(x, 0.2)
             activations.append(x)
-        return SpectralConv(1, (3, 3), compute=self.compute, name="post")(x), activations
+        return SpectralConv(1, (3, 3), compute=self.compute, block=self.block, name="post")(x), activations
 
 
 class Discriminators(nn.Module):
@@ -171,7 +169,7 @@ class Discriminators(nn.Module):
             for period in config.periods
         ]
         parts += [
-            StftDiscriminator(size, config.stft_channels, self.compute, name=f"stft_{size}")
+            StftDiscriminator(size, config.stft_channels, self.compute, config.stft_block, name=f"stft_{size}")
             for size in config.stft_sizes
         ]
         outputs = [part(wave * config.input_gain) for part in parts]
