@@ -140,7 +140,7 @@ def define_flags() -> None:
     flags.DEFINE_enum("preset", "small", sorted(PRESETS), "smoke: learns nothing; small: about an hour on two cores.")
     flags.DEFINE_string("out", "runs/tokenizer", "folder for everything this run writes.")
     flags.DEFINE_string("data", None, "recordings of your own, instead of the built-in corpus; see docs/sources.md.")
-    flags.DEFINE_bool("compare", False, "also train stage 1 for longer, without discriminators, and without the text loss.")
+    flags.DEFINE_bool("compare", False, "also train stage 1 for longer, without discriminators, without text.")
     flags.DEFINE_integer("seed", 0, "everything random follows from it.")
 
 

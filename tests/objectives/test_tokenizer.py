@@ -230,6 +230,33 @@ def test_gan_losses():
     assert tokenizer_gan.feature_matching([[real[0]], [real[0]]], [[real[0]], [fake[0]]]) == 1.0
 
 
+def test_verdict_is_that_of_each_wave_alone():
+    judge = Discriminators(DiscriminatorConfig((2, 3), (4, 8), (64,), 4, input_gain=3.0))
+    real, fake = jnp.asarray(np.random.default_rng(0).standard_normal((2, 3, 240)), jnp.float32)
+    variables = layers.unbox(judge.init(jax.random.key(0), real))
+    judged = jax.jit(lambda params, spectral: tokenizer_gan.verdict(judge, params, spectral, real, fake))
+    losses, spectral = judged(variables["params"], variables["spectral"])
+
+    @jax.jit
+    def alone(wave):
+        return judge.apply(variables, wave, mutable=["spectral"])
+
+    ((real_logits, of_real), moved), ((fake_logits, _), _) = alone(real), alone(fake)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), spectral, moved["spectral"])
+    expected = {
+        "loss/discriminator": tokenizer_gan.hinge_discriminator(real_logits, fake_logits),
+        "discriminator/real": np.mean([x.mean() for x in real_logits]),
+        "discriminator/fake": np.mean([x.mean() for x in fake_logits]),
+    }
+    # The generator is judged by the norms as they are after this step.
+    fake_logits, of_fake = judge.apply({**variables, **moved}, fake)
+    expected["loss/adversarial"] = tokenizer_gan.hinge_generator(fake_logits)
+    expected["loss/feature_matching"] = tokenizer_gan.feature_matching(of_real, of_fake)
+    assert expected.keys() == losses.keys()
+    for name, value in expected.items():
+        np.testing.assert_allclose(losses[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
+
+
 def test_mel_scales_have_the_published_shapes():
     wave = jax.random.normal(jax.random.key(0), (1, 24000))
     for scale, bins, hop in ((5, 32, 120), (6, 64, 240), (7, 128, 480)):

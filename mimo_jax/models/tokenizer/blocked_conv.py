@@ -1,7 +1,7 @@
 """Convolutions with few channels over a long axis, computed as convolutions with many channels over a short one.
 
-A matrix unit, and a CPU's vector unit, is filled by channels. The STFT discriminators have 2 to 32 of them over hundreds
-of frequencies: on a TPU they are padded to 128, on a CPU a plain convolution takes 5 to 10 times as long as here.
+A matrix unit, and a CPU's vector unit, is filled by channels. The STFT discriminators have 2 to 32 of them over
+hundreds of frequencies: on a TPU they are padded to 128, on a CPU a plain convolution takes 5 to 10 times as long.
 """
 
 from __future__ import annotations

@@ -31,8 +31,8 @@ class DiscriminatorConfig:
       period_channels: features of their layers, strides 3 but for the last.
       stft_sizes: window lengths of the STFT discriminators, in samples; hop = a quarter.
       stft_channels: features of their layers.
-      stft_block: frequencies that are computed as channels (`blocked_conv`), even: changes the speed alone. About 8 with
-        few features on a CPU; with 32 features 4 fill a TPU's 128 lanes.
+      stft_block: frequencies that are computed as channels (`blocked_conv`), even: changes the speed alone. About 8
+        with few features on a CPU; with 32 features 4 fill a TPU's 128 lanes.
       input_gain: factor of the waveform before all of them. Layers of spectral norm 1 pass a level on and do not
         raise it: speech at -25 dB gives logits of some hundredths where the hinge loss asks for 1 and -1.
     """
