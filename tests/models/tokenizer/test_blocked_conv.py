@@ -18,7 +18,7 @@ from mimo_jax.models.tokenizer.discriminators import DiscriminatorConfig, Discri
     kernel=st.sampled_from([(3, 9), (3, 3), (1, 5)]),
     stride=st.sampled_from([1, 2]),
     dilation=st.sampled_from([1, 2, 4]),
-    block=st.sampled_from([2, 4, 8]),
+    block=st.sampled_from([2, 4, 8, 16]),
 )
 def test_a_block_changes_nothing_but_the_speed(height, width, kernel, stride, dilation, block):
     rng = np.random.default_rng(height * 100 + width)
