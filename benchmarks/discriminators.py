@@ -2,10 +2,10 @@
 
     python benchmarks/discriminators.py [--sizes 1024 256] [--channels 4] [--blocks 4 8 16] [--crops 8] [--seconds 1]
 
-Each row is one gradient of both sides' losses on the same crops, the blocks taking turns; the
-losses are compared with those by plain convolutions (gradients are in tests/models/tokenizer/test_blocked_conv.py: here
-a leaky ReLU that falls to its other side by rounding moves them by a hundredth). Prints a table and, as the last line, one JSON object;
-`ratio` is that of the best block.
+Each row is one gradient of both sides' losses on the same crops, the blocks taking turns; the losses are compared with
+those by plain convolutions. (Gradients are in tests/models/tokenizer/test_blocked_conv.py: here a leaky ReLU that falls
+to its other side by rounding moves them by a hundredth.) Prints a table and, as the last line, one JSON object; `ratio`
+is that of the best block.
 """
 
 from __future__ import annotations
