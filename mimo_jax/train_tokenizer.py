@@ -10,7 +10,7 @@ that is done is not run again. `launch/tokenizer.sh` makes the environment and c
   recogniser            the independent judge of intelligibility
   unified               stage 1: audio-to-text, reconstruction, commitment
   adversarial           stage 2: decoder and vocoder against discriminators
-  unified_longer        --compare: stage 1 alone, for as many steps as both stages together
+  unified_longer        --compare: stage 1 goes on for as many steps as stage 2 has
   reconstruction        --compare: as many steps of decoder and vocoder on the same crops without discriminators
   unified_without_text  --compare: stage 1 without the audio-to-text loss
   evaluate              quality at every number of codebooks, beside baselines: measured/report.html, metrics.json
@@ -56,7 +56,7 @@ PRESETS = {
     ),
     "small": Preset(
         corpus={"core_utterances": 3000, "wide_utterances": 12000},
-        bindings={"unified_longer": ("BUDGET_STEPS=4400",)},  # both stages' together
+        bindings={},
     ),
 }
 
@@ -104,7 +104,7 @@ def chain_stages(preset: Preset, out: Path, data: Path | None, compare: bool, se
         )
         without = "--gin.tokenizer_objective.TokenizerObjective.text_weight=0.0"
         stages += [
-            train("unified_longer", "tokenizer_small/unified", **text),
+            train("unified_longer", "tokenizer_small/unified_longer", **text, **start),
             train("reconstruction", "tokenizer_small/adversarial", *alone, **start),
             train("unified_without_text", "tokenizer_small/unified", without, **text),
         ]
@@ -140,7 +140,7 @@ def define_flags() -> None:
     flags.DEFINE_enum("preset", "small", sorted(PRESETS), "smoke: learns nothing; small: about an hour on two cores.")
     flags.DEFINE_string("out", "runs/tokenizer", "folder for everything this run writes.")
     flags.DEFINE_string("data", None, "recordings of your own, instead of the built-in corpus; see docs/sources.md.")
-    flags.DEFINE_bool("compare", False, "also train stage 1 for longer, without discriminators, without text.")
+    flags.DEFINE_bool("compare", False, "also train more of stage 1, without discriminators, without text.")
     flags.DEFINE_integer("seed", 0, "everything random follows from it.")
 
 

@@ -36,7 +36,7 @@ def test_comparisons_are_asked_for():
     more = ["unified_longer", "reconstruction", "unified_without_text", "probe"]
     assert [name for name in compared if name not in alone] == more
     assert "no discriminators" in str(compared["evaluate"]) and "no discriminators" not in str(alone["evaluate"])
-    for name in ("adversarial", "reconstruction"):
+    for name in ("adversarial", "reconstruction", "unified_longer"):
         assert "--gin.INIT_FROM=/o/unified" in compared[name]
     for name in train_tokenizer.TRAINED:
         assert "--gin.SEED=3" in compared[name] and f"--gin.MODEL_DIR=/o/{name}" in compared[name]
@@ -57,15 +57,16 @@ def test_gin_knows_every_name(preset, stage):
             assert max(gin.query_parameter("%CODEBOOKS")) == 20
 
 
-def test_longer_stage_1_has_the_steps_of_both_stages():
+def test_what_is_compared_has_the_same_steps_and_rates():
     from mimo_jax import train  # noqa: F401  (its parameters)
 
-    steps = {}
-    for stage in ("unified", "adversarial", "reconstruction", "unified_longer"):
+    found = {}
+    for stage, group in (("adversarial", "generator"), ("reconstruction", "generator"), ("unified_longer", "all")):
         with parsed(commands()[stage]):
-            steps[stage] = gin.query_parameter("%BUDGET_STEPS")
-    assert steps["unified_longer"] == steps["unified"] + steps["adversarial"]
-    assert steps["reconstruction"] == steps["adversarial"]
+            names = ("%BUDGET_STEPS", "%BATCH_ROWS", f"{group}/optimizer.Group.learning_rate")
+            schedule = [f"schedule.Schedule.{name}" for name in ("kind", "warmup", "final")]
+            found[stage] = [gin.query_parameter(name) for name in (*names, *schedule)]
+    assert found["adversarial"] == found["reconstruction"] == found["unified_longer"]
 
 
 def test_own_recordings_fit_the_rows(tmp_path):

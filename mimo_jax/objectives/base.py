@@ -5,11 +5,26 @@ from __future__ import annotations
 from typing import Any, Protocol, runtime_checkable
 
 import jax
+import numpy as np
 
 Params = dict[str, Any]
 Mutable = dict[str, Any]
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
+
+
+def must_fit(wanted: Any, found: Any) -> None:
+    """Raises ValueError, naming an array, where `found` has not the arrays of `wanted`, or of another shape."""
+    here, there = (
+        {jax.tree_util.keystr(path): np.shape(leaf) for path, leaf in jax.tree.leaves_with_path(tree)}
+        for tree in (wanted, found)
+    )
+    if wrong := sorted(name for name in here | there if here.get(name) != there.get(name)):
+        name = wrong[0]
+        raise ValueError(
+            f"what this stage starts from does not fit its configuration: {name} is {there.get(name)} there and "
+            f"{here.get(name)} here ({len(wrong)} such arrays)"
+        )
 
 
 class Objective(Protocol):

@@ -20,7 +20,7 @@ from mimo_jax.models.tokenizer.blocks import FAN_IN, dtypes
 from mimo_jax.models.tokenizer.extents import Extent
 from mimo_jax.models.transformer import Compute, Transformer, TransformerConfig
 from mimo_jax.objectives import audio_batches
-from mimo_jax.objectives.base import Batch, Metrics, Mutable, Params
+from mimo_jax.objectives.base import Batch, Metrics, Mutable, Params, must_fit
 from mimo_jax.objectives.cross_entropy import cross_entropy
 from mimo_jax.objectives.reconstruction import Stretch, frame_l1, mel_distance, ratio, standardised
 
@@ -164,6 +164,33 @@ class TokenizerObjective:
             params["llm"] = llm["params"]
         mutable = {name: tree for name, tree in variables.items() if name not in ("params", "intermediates")}
         return params, {**mutable, "step": jnp.zeros((), jnp.int32)}
+
+    def warm_start(
+        self, params: Params, mutable: Mutable, source_params: Params, source_mutable: Mutable
+    ) -> tuple[Params, Mutable]:
+        """State with the tokenizer of another run of either stage, or of the released layout.
+
+        The text LLM is the source's if it has one, else it begins anew. Codebooks are in use from the first update.
+
+        Args:
+          params, mutable: from `init`, unboxed.
+          source_params, source_mutable: what is started from.
+
+        Raises:
+          ValueError: the source's arrays are not those of this tokenizer.
+        """
+        if "generator" in source_params:  # stage 2
+            tokenizer = {"encoder": source_mutable["encoder"], **source_params["generator"]}
+        else:
+            tokenizer = source_params["tokenizer"]
+        new_params = {**params, "tokenizer": tokenizer}
+        if "llm" in params:
+            new_params["llm"] = source_params.get("llm", params["llm"])
+        step = source_mutable.get("step", jnp.int32(self.unquantized_steps))
+        new_mutable = {**mutable, **{name: source_mutable[name] for name in ("codebooks", "constants")}, "step": step}
+        must_fit(params, new_params)
+        must_fit(mutable, new_mutable)
+        return new_params, new_mutable
 
     def loss(
         self, params: Params, mutable: Mutable, batch: Batch, rng: jax.Array, progress: jax.Array

@@ -18,7 +18,7 @@ from mimo_jax.models.tokenizer import MimoAudioTokenizer, TokenizerConfig, cost,
 from mimo_jax.models.tokenizer.discriminators import DiscriminatorConfig, Discriminators
 from mimo_jax.models.transformer import Compute
 from mimo_jax.objectives import audio_batches
-from mimo_jax.objectives.base import Batch, Metrics, Mutable, Params
+from mimo_jax.objectives.base import Batch, Metrics, Mutable, Params, must_fit
 from mimo_jax.objectives.reconstruction import Stretch, frame_l1, mel_distance, ratio, standardised
 
 Array = jax.Array
@@ -35,18 +35,20 @@ def hinge_generator(fake: list[Array]) -> Array:
     return jnp.stack([jax.nn.relu(1 - f).mean() for f in fake]).mean()
 
 
-def feature_matching(real: list[list[Array]], fake: list[list[Array]]) -> Array:
-    """L1 of the activations, averaged over layers and sub-discriminators."""
-    terms = [
-        jnp.abs(jax.lax.stop_gradient(r) - f).mean()
-        for rs, fs in zip(real, fake, strict=True)
-        for r, f in zip(rs, fs, strict=True)
-    ]
-    return jnp.stack(terms).mean()
+def feature_matching(real: list[list[Array]], fake: list[list[Array]], relative: bool = False) -> Array:
+    """L1 of the activations, averaged over layers and sub-discriminators; relative: each over its mean |real|."""
+
+    def distance(real: Array, fake: Array) -> Array:
+        real, fake = jax.lax.stop_gradient(real).astype(jnp.float32), fake.astype(jnp.float32)
+        apart = jnp.abs(real - fake).mean()
+        return apart / jnp.maximum(jnp.abs(real).mean(), 1e-8) if relative else apart
+
+    pairs = [pair for parts in zip(real, fake, strict=True) for pair in zip(*parts, strict=True)]
+    return jnp.stack([distance(*pair) for pair in pairs]).mean()
 
 
 def verdict(
-    judge: Discriminators, params: Params, spectral: Params, real: Array, fake: Array
+    judge: Discriminators, params: Params, spectral: Params, real: Array, fake: Array, relative: bool = False
 ) -> tuple[Metrics, Params]:
     """(the losses of both sides and what the discriminators say, the next spectral-norm vectors); waves [B, S] each."""
     # Alternating, not one half after the other: on a batch split over devices each half would lie on half of them.
@@ -54,12 +56,13 @@ def verdict(
     (logits, activations), moved = judge.apply({"params": params, "spectral": spectral}, both, mutable=["spectral"])
     of_real, of_fake = ([x.reshape(-1, 2, *x.shape[1:])[:, side] for x in logits] for side in (0, 1))
     real_activations = [[a.reshape(-1, 2, *a.shape[1:])[:, 0] for a in part] for part in activations]
-    fixed = jax.lax.stop_gradient({"params": params, **moved})
+    # By the same norms as the real ones: else equal waves would have features apart.
+    fixed = jax.lax.stop_gradient({"params": params, "spectral": spectral})
     fake_logits, fake_activations = judge.apply(fixed, fake)
     return {
         "loss/discriminator": hinge_discriminator(of_real, of_fake),
         "loss/adversarial": hinge_generator(fake_logits),
-        "loss/feature_matching": feature_matching(real_activations, fake_activations),
+        "loss/feature_matching": feature_matching(real_activations, fake_activations, relative),
         "discriminator/real": sum(x.mean() for x in of_real) / len(logits),
         "discriminator/fake": sum(x.mean() for x in of_fake) / len(logits),
     }, moved["spectral"]
@@ -78,15 +81,22 @@ class TokenizerGanObjective:
       discriminators: their sizes; dropped at export. None: there are none, neither "discriminator" nor "spectral", and
         the generator learns from the reconstruction alone, what stage 2 is compared with.
       compute: dtypes, remat, attention.
-      segment_frames: mel frames of a random segment that is vocoded, compared and judged.
+      segment_frames: mel frames of a random segment that is vocoded and compared.
       segments_per_row: such segments of each row.
+      judged_per_row: how many of them the discriminators hear, which cost more than the vocoder; None = all.
       reconstruction_weight, adversarial_weight, feature_weight: of L_G.
+      relative_features: each layer's feature matching over the mean magnitude of its real features, as EnCodec has it:
+        not in the report. Spectral norm shrinks features from layer to layer, and so the first layers, which hear
+        waveforms nearly as they are, have most of the plain mean.
       coarse_mel_weight: of stage 1's L1 between the decoder's mel and the input's, over whole rows; not in the report.
       adversarial_start: share of the stage's budget after which the generator listens to the discriminators; they learn
         from the first step, so that they have something to say by then.
       dropout: probability that a sequence is decoded from a random number of codebooks (1..n) instead of all, so that
         decoder and vocoder stay good at fewer, such as the 8 of 20 that a language model predicts. Not in the report.
       scales, mel_floor: of the reconstruction loss.
+
+    Raises:
+      ValueError: more segments to judge than there are.
     """
 
     config: TokenizerConfig
@@ -94,14 +104,20 @@ class TokenizerGanObjective:
     compute: Compute = Compute()
     segment_frames: int = 100
     segments_per_row: int = 1
+    judged_per_row: int | None = None
     reconstruction_weight: float = 1.0
     adversarial_weight: float = 1.0
     feature_weight: float = 2.0
+    relative_features: bool = False
     coarse_mel_weight: float = 0.0
     adversarial_start: float = 0.05
     dropout: float = 0.0
     scales: tuple[int, ...] = (5, 6, 7)
     mel_floor: float | None = 1e-5
+
+    def __post_init__(self) -> None:
+        if not 1 <= self._heard <= self.segments_per_row:
+            raise ValueError(f"judged_per_row = {self.judged_per_row}: 1 to segments_per_row ({self.segments_per_row})")
 
     def init(self, rng: jax.Array, batch: Batch) -> tuple[Params, Mutable]:
         """Fresh everything; the frozen half is random until `warm_start`."""
@@ -136,17 +152,8 @@ class TokenizerGanObjective:
             new_mutable = {**mutable, **{name: source_mutable[name] for name in ("codebooks", "constants")}}
             new_mutable["encoder"] = source.pop("encoder")
             new_params = {**params, "generator": source}
-        for old, new in ((params, new_params), (mutable, new_mutable)):
-            wanted, found = (
-                {jax.tree_util.keystr(path): jnp.shape(leaf) for path, leaf in jax.tree.leaves_with_path(tree)}
-                for tree in (old, new)
-            )
-            if wrong := sorted(name for name in wanted | found if wanted.get(name) != found.get(name)):
-                name = wrong[0]
-                raise ValueError(
-                    f"stage 1 does not fit this configuration: {name} is {found.get(name)} there and "
-                    f"{wanted.get(name)} here ({len(wrong)} such arrays)"
-                )
+        must_fit(params, new_params)
+        must_fit(mutable, new_mutable)
         return new_params, new_mutable
 
     def from_stage1(self, params: Params, mutable: Mutable, rng: jax.Array, batch: Batch) -> tuple[Params, Mutable]:
@@ -175,7 +182,10 @@ class TokenizerGanObjective:
         judged: Metrics = {}
         if self.discriminators is not None:
             judge = Discriminators(self.discriminators, self.compute)
-            judged, spectral = verdict(judge, params["discriminator"], mutable["spectral"], real.waveform, fake)
+            heard = [self._judged(wave) for wave in (real.waveform, fake)]
+            judged, spectral = verdict(
+                judge, params["discriminator"], mutable["spectral"], *heard, self.relative_features
+            )
             mutable = {**mutable, "spectral": spectral}
             listens = (progress >= self.adversarial_start).astype(jnp.float32)
             loss_g = loss_g + listens * (
@@ -207,7 +217,17 @@ class TokenizerGanObjective:
         # Of the discriminators: forward and backward of real and fake crops, then of the fakes again, for their input's
         # gradient alone.
         judged = cost.discriminator_flops(self.discriminators, self.segment_frames * self.config.hop_length)
-        return total + crops * judged * (2 * TRAINING + 2)
+        return total + rows * self._heard * judged * (2 * TRAINING + 2)
+
+    @property
+    def _heard(self) -> int:
+        """Segments of a row that the discriminators hear."""
+        return self.segments_per_row if self.judged_per_row is None else self.judged_per_row
+
+    def _judged(self, waves: Array) -> Array:
+        """The first `judged_per_row` of each row's segments [B * segments_per_row, S]."""
+        by_row = waves.reshape(-1, self.segments_per_row, waves.shape[-1])[:, : self._heard]
+        return by_row.reshape(-1, waves.shape[-1])
 
     def _model(self) -> MimoAudioTokenizer:
         return MimoAudioTokenizer(self.config, self.compute)

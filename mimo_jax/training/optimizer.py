@@ -81,6 +81,16 @@ class Optimizer:
                 raise UserError(f"Optimizer.groups: pattern {group.pattern!r} matches no parameter")
         return traverse_util.unflatten_dict(labels, sep="/")
 
+    def group_norms(self, grads: Any) -> dict[str, jax.Array]:
+        """ "grad_norm/PATTERN" -> global norm, before clipping, of each group that learns; {} if there is but one."""
+        labels = jax.tree.leaves(self.labels(grads))
+        parts: dict[str, list[jax.Array]] = {}
+        for label, grad in zip(labels, jax.tree.leaves(grads), strict=True):
+            parts.setdefault(label, []).append(grad)
+        names = {f"group_{index}": group.pattern.rstrip("/") for index, group in enumerate(self.groups)}
+        learning = {names[label]: grads for label, grads in parts.items() if label != FROZEN}
+        return {f"grad_norm/{name}": global_norm(part) for name, part in learning.items()} if len(learning) > 1 else {}
+
     def build(self, params: Any) -> optax.GradientTransformationExtraArgs:
         """The transformation for this parameter tree; `update(grads, state, params, progress=...)`."""
         transforms: dict[str, Any] = {FROZEN: optax.set_to_zero()}

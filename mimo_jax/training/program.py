@@ -83,7 +83,7 @@ def build(
     places = mesh_lib.batch_shardings(batch, mesh)
 
     gradients = gradient_function(objective, hardware.microbatches, shardings.params, places)
-    step = make_train_step(objective, transformation, seed, gradients)
+    step = make_train_step(objective, transformation, seed, gradients, optimizer.group_norms)
 
     def init(rng: jax.Array, example: Mapping[str, jax.Array]) -> TrainState:
         return new_state(*objective.init(rng, dict(example)), transformation)

@@ -52,6 +52,7 @@ def make_train_step(
     transformation: optax.GradientTransformationExtraArgs,
     seed: int,
     gradients: GradientFunction | None = None,
+    group_norms: Callable[[Any], dict[str, jax.Array]] = lambda grads: {},
 ) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
     """`step(state, batch, progress, loss_limit) -> (state, metrics)`.
 
@@ -62,6 +63,7 @@ def make_train_step(
       objective, transformation: of the stage.
       seed: of everything random in a step.
       gradients: see `microbatches.gradient_function`, by default that of whole batches.
+      group_norms: further metrics of the gradients.
     """
     gradients = gradients or gradient_function(objective)
 
@@ -85,6 +87,7 @@ def make_train_step(
             opt_state=keep(opt_state, state.opt_state),
             skipped=state.skipped + jnp.where(good, 0, 1),
         )
+        metrics = metrics | group_norms(grads)
         return state, metrics | {"loss": loss, "grad_norm": grad_norm, "skipped": state.skipped}
 
     return step

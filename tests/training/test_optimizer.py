@@ -46,6 +46,12 @@ def test_the_global_norm_is_clipped_before_the_groups():
     np.testing.assert_allclose(global_norm(list(seen.values())), 1.0, rtol=1e-6)
 
 
+def test_norms_of_groups_that_learn():
+    norms = Optimizer(groups=groups()).group_norms(GRADIENTS)
+    assert norms == {"grad_norm/a": pytest.approx(3 * 12**0.5), "grad_norm/b": pytest.approx(3 * 4**0.5)}
+    assert not Optimizer().group_norms(GRADIENTS)  # the norm of all is in the log anyway
+
+
 def test_the_first_moment_in_bfloat16():
     _, state = apply(Optimizer(groups=groups(), first_moment_dtype="bfloat16"))
     assert jnp.dtype(jnp.bfloat16) in {x.dtype for x in jax.tree.leaves(state)}

@@ -173,4 +173,5 @@ class Discriminators(nn.Module):
             for size in config.stft_sizes
         ]
         outputs = [part(wave * config.input_gain) for part in parts]
-        return [logits for logits, _ in outputs], [activations for _, activations in outputs]
+        # Losses ask for differences from 1, which bfloat16 rounds away.
+        return [logits.astype(jnp.float32) for logits, _ in outputs], [activations for _, activations in outputs]

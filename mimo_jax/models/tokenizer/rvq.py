@@ -177,7 +177,7 @@ def kmeans(rng: jax.Array, x: Array, mask: Array, size: int, iterations: int) ->
 
 
 def initialise(book: dict[str, Array], rng: jax.Array, x: Array, mask: Array, options: RvqTraining) -> dict[str, Array]:
-    """The codebook, after k-means on x [B, T, D] if it is not initialised yet."""
+    """The codebook, after k-means on x [B, T, D] if it is not initialised yet and there are frames to do so."""
 
     def fresh(_: dict[str, Array]) -> dict[str, Array]:
         size = book["embed"].shape[0]
@@ -185,7 +185,7 @@ def initialise(book: dict[str, Array], rng: jax.Array, x: Array, mask: Array, op
         sums = centres * counts[:, None]
         return {"embed": centres, "embed_avg": sums, "cluster_size": counts, "inited": jnp.ones_like(book["inited"])}
 
-    return jax.lax.cond(book["inited"][0] > 0, lambda b: b, fresh, dict(book))
+    return jax.lax.cond((book["inited"][0] > 0) | ~mask.any(), lambda b: b, fresh, dict(book))
 
 
 def ema_update(book: dict[str, Array], counts: Array, sums: Array, options: RvqTraining) -> dict[str, Array]:

@@ -65,6 +65,26 @@ def test_moving_averages():
     np.testing.assert_allclose(after["layers_0"]["embed"][used], (average / smoothed[:, None])[used], rtol=1e-4)
 
 
+def test_counts_are_smoothed():
+    """An epsilon as large as the counts shows where it enters: Laplace smoothing that keeps the total."""
+    book = {"embed": jnp.zeros((3, 2)), "embed_avg": jnp.array([[1.0, 2], [3, 4], [0, 0]]), "inited": jnp.ones(1)}
+    book["cluster_size"] = jnp.array([2.0, 1, 0])
+    options = rvq.RvqTraining(decay=1.0, epsilon=1.0)
+    after = rvq.ema_update(book, jnp.zeros(3), jnp.zeros((3, 2)), options)
+    smoothed = np.array([3.0, 2, 1]) / (3 + 3) * 3
+    np.testing.assert_allclose(after["embed"], np.maximum(smoothed, 1.0)[:, None] ** -1 * book["embed_avg"], rtol=1e-6)
+    assert rvq.RvqTraining().epsilon == 1e-5 and rvq.RvqTraining().decay == 0.99  # the report's
+
+
+def test_a_codebook_without_frames_waits_for_them():
+    """With codebook dropout a late codebook may have nothing to quantise in the step that initialises the others."""
+    x, _ = features()
+    book = empty_books((4,), 6)["layers_0"]
+    same = rvq.initialise(book, jax.random.key(0), x, jnp.zeros((4, 32), bool), OPTIONS)
+    jax.tree.map(np.testing.assert_array_equal, same, book)
+    assert rvq.initialise(book, jax.random.key(0), x, jnp.ones((4, 32), bool), OPTIONS)["inited"] == 1
+
+
 def test_padding_and_dropout_leave_no_trace():
     x, _ = features()
     lengths = jnp.array([32, 10, 1, 20])
@@ -96,6 +116,12 @@ def test_dead_codes_become_samples_of_the_batch():
     valid_rows = np.asarray(x)[np.asarray(mask)]
     for code in np.asarray(books["layers_0"]["embed"])[1:]:
         assert (np.abs(valid_rows - code).max(axis=1) == 0).any()
+    # They stay what they are when the averages move on.
+    mean = float(0.99 * 500 + 0.01 * mask.sum()) / 4
+    after = books["layers_0"]
+    threshold = min(options.dead_code_threshold, options.dead_code_share * mean)
+    np.testing.assert_allclose(after["cluster_size"][1:], threshold, rtol=1e-6)
+    np.testing.assert_allclose(after["embed_avg"][1:], threshold * after["embed"][1:], rtol=1e-6)
 
 
 def test_gradients_pass_straight_through():
