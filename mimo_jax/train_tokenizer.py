@@ -56,7 +56,7 @@ PRESETS = {
     ),
     "small": Preset(
         corpus={"core_utterances": 3000, "wide_utterances": 12000},
-        bindings={},
+        bindings={"evaluate": ("LIMIT=32",), "probe": ("CODEBOOKS=8",)},  # what a language model is given of the 20
     ),
 }
 

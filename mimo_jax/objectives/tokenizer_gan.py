@@ -8,6 +8,7 @@ constants in the other's loss, so that one gradient serves both.
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -98,6 +99,9 @@ class TokenizerGanObjective:
     Raises:
       ValueError: more segments to judge than there are.
     """
+
+    # The frozen encoder is to be the one that stage 1 exported, whose codes others may be using already.
+    starts_from_average: ClassVar[bool] = True
 
     config: TokenizerConfig
     discriminators: DiscriminatorConfig | None = DiscriminatorConfig()

@@ -28,7 +28,8 @@ def apply(objective: Objective, state: TrainState, source: str, abstract: TrainS
 
     Every process reads its own shards, array by array. An objective whose trees differ from the source's brings its
     own mapping as a method `warm_start(params, mutable, source_params, source_mutable) -> (params, mutable)`, which
-    gets whole arrays on the host; otherwise arrays are taken by name and every parameter must be found.
+    gets whole arrays on the host; otherwise arrays are taken by name and every parameter must be found. One that sets
+    `starts_from_average` gets the moving average of the parameters where the source kept one, as its export has it.
 
     Args:
       objective: of this stage.
@@ -40,7 +41,8 @@ def apply(objective: Objective, state: TrainState, source: str, abstract: TrainS
       UserError: nothing to start from, another configuration, or a parameter that is missing or has another shape.
     """
     released = (Path(source) / "config.json").is_file()
-    found_params, found_mutable = _released(objective, source) if released else stored_params(source)[:2]
+    averaged = getattr(objective, "starts_from_average", False)
+    found_params, found_mutable = _released(objective, source) if released else stored_params(source, averaged)[:2]
     mapping = getattr(objective, "warm_start", None)
     if mapping is not None:
         given = jax.tree.map(np.asarray, (found_params, found_mutable))

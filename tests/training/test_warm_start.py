@@ -27,9 +27,9 @@ from tests.training.synthetic import SyntheticSource, tiny_model
 ONE = FirstDevices(data=1)
 
 
-def start(source: Path, model=None, mesh=ONE, **changes):
+def start(source: Path, model=None, mesh=ONE, kind=LanguageModelObjective, **changes):
     """A fresh state with the parameters of `source`, and one as it was initialised."""
-    objective = LanguageModelObjective(model=model or tiny_model(), **changes)
+    objective = kind(model=model or tiny_model(), **changes)
     hardware, batch = mesh, SyntheticSource().batch(0)
     mesh = hardware.make_mesh()
     with jax.set_mesh(mesh), nn.logical_axis_rules(hardware.rules):
@@ -65,6 +65,27 @@ def test_another_run_on_another_mesh_and_dtype(run):
         np.testing.assert_array_equal(ours[name], np.asarray(array).astype("bfloat16"), err_msg=name)
     assert any(len(place.sharding.device_set) == 4 and any(place.sharding.spec) for place in places.values())
     assert int(state.step) == 0 and not any(np.any(moment) for moment in jax.tree.leaves(state.opt_state))
+
+
+def test_the_moving_average_where_an_objective_asks_for_it(tmp_path):
+    params, _ = LanguageModelObjective(model=tiny_model()).init(jax.random.key(5), {})
+    params = layers.unbox(params)
+    optimizer = Optimizer(average=0.5)
+    transformation = optimizer.build(params)
+    gradients = jax.tree.map(np.ones_like, params)
+    updates, opt_state = transformation.update(gradients, transformation.init(params), params, progress=np.float32(0.5))
+    later = jax.tree.map(lambda p, u: p + u + 1.0, params, updates)  # the average knows nothing of the 1
+    checkpoints = Checkpoints(tmp_path, asynchronous=False)
+    checkpoints.save({"params": later, "opt_state": opt_state}, Meta(step=1))
+    checkpoints.close()
+
+    class Averaged(LanguageModelObjective):
+        starts_from_average = True
+
+    for kind, expected in ((LanguageModelObjective, later), (Averaged, stored_params(tmp_path, averaged=True)[0])):
+        state, _ = start(tmp_path, kind=kind)
+        jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, np.asarray(b)), state.params, expected)
+    assert np.abs(np.asarray(state.params["embed_tokens"]) - np.asarray(later["embed_tokens"])).min() > 0.5
 
 
 def test_a_folder_in_the_released_layout(run, tmp_path):
