@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mimo_jax.models.tokenizer import MimoAudioTokenizer, TokenizerConfig, frontend
+from mimo_jax.models.tokenizer import MimoAudioTokenizer, TokenizerConfig, extents, frontend, rvq
 from mimo_jax.models.tokenizer.encoder import code_extent
 from mimo_jax.models.transformer import Compute
 
@@ -49,8 +49,6 @@ class AudioCodec:
         self._variables = jax.device_put(variables)
         self._model = MimoAudioTokenizer(config, compute)
         self._batch_frames = batch_frames
-        self._encode = jax.jit(self._encode_batch, static_argnums=3)
-        self._decode = jax.jit(functools.partial(self._model.apply, method="decode"))
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str], **kwargs: Any) -> AudioCodec:
@@ -94,7 +92,7 @@ class AudioCodec:
 
         def compute(rows: list[np.ndarray], lengths: np.ndarray, size: int) -> list[np.ndarray]:
             batch = _stack(rows, (size - 1) * hop + self.config.nfft)
-            codes, frames = jax.device_get(self._encode(self._variables, batch, lengths, n))
+            codes, frames = jax.device_get(_encode(self._model, self._variables, batch, lengths, n))
             return [c[:f] for c, f in zip(codes, frames, strict=True)]
 
         unit = 32 * self.config.stride_size * self.config.avg_pooler
@@ -129,7 +127,10 @@ class AudioCodec:
                 pieces.append(array[start : start + DECODE_PIECE].astype(np.int32))
 
         def compute(rows: list[np.ndarray], lengths: np.ndarray, size: int) -> list[np.ndarray]:
-            waves, samples = jax.device_get(self._decode(self._variables, _stack(rows, size), lengths))
+            batch = _stack(rows, size)
+            count = batch.shape[-1]
+            batch = np.pad(batch, ((0, 0), (0, 0), (0, self.config.num_quantizers - count)))
+            waves, samples = jax.device_get(_decode(self._model, self._variables, batch, lengths, np.int32(count)))
             return [w[:s] for w, s in zip(waves, samples, strict=True)]
 
         mel_frames = self.config.avg_pooler * self.config.decoder_stride_size
@@ -141,13 +142,6 @@ class AudioCodec:
         if not 1 <= count <= self.config.num_quantizers:
             raise ValueError(f"{count} codebooks asked for: this tokenizer has 1..{self.config.num_quantizers}")
         return count
-
-    def _encode_batch(
-        self, variables: dict[str, Any], padded: jax.Array, lengths: jax.Array, n: int
-    ) -> tuple[jax.Array, jax.Array]:
-        mel = frontend.log_mel_padded(padded, self.config)
-        codes, _ = self._model.apply(variables, mel, lengths, n, method="encode")
-        return codes, code_extent(jnp.asarray(lengths), self.config)
 
     def _by_bucket(
         self,
@@ -177,6 +171,27 @@ class AudioCodec:
                 lengths = np.array([sizes[i] for i in chosen] + [0] * (rows - len(chosen)), np.int32)
                 results |= zip(chosen, compute(batch, lengths, bucket)[: len(chosen)], strict=True)
         return [results[i] for i in range(len(pieces))]
+
+
+# One program for all codecs of a configuration, and for any number of codebooks that is decoded from.
+@functools.partial(jax.jit, static_argnums=(0, 4))
+def _encode(
+    model: MimoAudioTokenizer, variables: dict[str, Any], padded: jax.Array, lengths: jax.Array, n: int
+) -> tuple[jax.Array, jax.Array]:
+    mel = frontend.log_mel_padded(padded, model.config)
+    codes, _ = model.apply(variables, mel, lengths, n, method="encode")
+    return codes, code_extent(jnp.asarray(lengths), model.config)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _decode(
+    model: MimoAudioTokenizer, variables: dict[str, Any], codes: jax.Array, lengths: jax.Array, count: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """codes [B, T, all codebooks], of which the first `count` are meant -> (waveforms, their lengths)."""
+    books = jnp.broadcast_to(count, codes.shape[:2])
+    quantized = extents.masked(rvq.decode(variables["codebooks"]["quantizer"], codes, books), lengths)
+    mel, extent = model.apply(variables, quantized, lengths, method="decode_features")
+    return model.apply(variables, mel, extent, method="vocode"), extents.stretched(extent, model.config.hop_length)
 
 
 def _stack(rows: list[np.ndarray], size: int) -> np.ndarray:

@@ -186,10 +186,9 @@ class TokenizerGanObjective:
         judged: Metrics = {}
         if self.discriminators is not None:
             judge = Discriminators(self.discriminators, self.compute)
-            heard = [self._judged(wave) for wave in (real.waveform, fake)]
-            judged, spectral = verdict(
-                judge, params["discriminator"], mutable["spectral"], *heard, self.relative_features
-            )
+            waves = self._judged(real.waveform), self._judged(fake)
+            norms, relative = mutable["spectral"], self.relative_features
+            judged, spectral = verdict(judge, params["discriminator"], norms, *waves, relative)
             mutable = {**mutable, "spectral": spectral}
             listens = (progress >= self.adversarial_start).astype(jnp.float32)
             loss_g = loss_g + listens * (

@@ -52,7 +52,7 @@ def test_long_audio_is_cut_into_pieces_of_its_mel(codec, monkeypatch):
     hop, nfft = 16, 64
     padded = np.pad(wave, nfft // 2, mode="reflect")
     second = codec_module._stack([padded[64 * hop : 127 * hop + nfft]], 63 * hop + nfft)
-    expected, frames = codec._encode(codec._variables, second, np.array([64], np.int32), 4)
+    expected, frames = codec_module._encode(codec._model, codec._variables, second, np.array([64]), 4)
     np.testing.assert_array_equal(codes[16:32], expected[0, : int(frames[0])])
     (made,) = codec.decode([codes])
     np.testing.assert_allclose(made[10 * 64 : 20 * 64], codec.decode([codes[10:20]])[0], atol=1e-5)
@@ -89,11 +89,12 @@ def test_few_batch_shapes_however_many_utterances(codec, monkeypatch):
     """Each shape is a compilation: one batch size for one utterance, one for a few, one for many."""
     shapes = []
 
-    def decode(variables, codes, lengths):
+    def decode(model, variables, codes, lengths, count):
+        assert count == 2
         shapes.append(codes.shape)
         return np.zeros((len(codes), 1920 * codes.shape[1]), np.float32), np.asarray(lengths)
 
-    monkeypatch.setattr(codec, "_decode", decode)
+    monkeypatch.setattr(codec_module, "_decode", decode)
     for count in range(1, 40):
         assert len(codec.decode([np.zeros((5 + i % 9, 2), int) for i in range(count)])) == count
     assert len(set(shapes)) <= 3
