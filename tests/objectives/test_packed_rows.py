@@ -62,10 +62,16 @@ def packed():
 
 @pytest.fixture(scope="module")
 def state():
-    """Parameters and codebooks after k-means, all of them random otherwise."""
+    """Parameters and codebooks after k-means, all of them random otherwise.
+
+    Of so few frames k-means draws some twice: equal codes are moved apart, or rounding would choose between them.
+    """
     params, mutable = layers.unbox(jax.jit(OBJECTIVE.init)(jax.random.key(0), packed()))
     params = jax.tree.map(lambda x: x + 0.05 * jax.random.normal(jax.random.key(x.size), x.shape), params)
     _, (mutable, _) = jax.jit(OBJECTIVE.loss)(params, mutable, alone(), jax.random.key(1), jnp.float32(0))
+    for number, book in enumerate(mutable["codebooks"]["quantizer"].values()):
+        noise = jax.random.normal(jax.random.key(number), book["embed"].shape)
+        book["embed"] = book["embed"] + 0.1 * book["embed"].std() * noise
     return params, mutable
 
 
