@@ -28,7 +28,8 @@ END_OF_TEXT = "<|endoftext|>"
 VOICE_LINE = "Your voice should be:"
 STYLE_LINE = "你需要根据指定的风格指令和文本内容来生成语音。"
 STYLE_VOICE_LINE = "你需要根据指定的风格指令和文本内容来生成和语音prompt具有相同音色的语音。你的音色应该是："
-FEW_SHOT_PREFIX = "[Int]:"
+FEW_SHOT_PREFIX = "[Int]:"  # text and speech in turns
+FEW_SHOT_SPEECH_PREFIX = "<Spe>:"  # nothing but speech
 FEW_SHOT_GAP = " \n\n"
 # Without chat markup a caption would look like a transcript: this lead tells them apart.
 CAPTION_LEAD = "\nCaption: "
@@ -245,6 +246,40 @@ def few_shot_speech_to_speech(instruction: str, examples: Sequence[FewShotExampl
             _text(FEW_SHOT_GAP),
         ]
     return [*out, AudioSegment(query), _text("\n"), _text(SPEECH_START)]
+
+
+def few_shot_question_answering(
+    beginning: str | np.ndarray,
+    examples: Sequence[tuple[str | np.ndarray, str | SpokenText]],
+    query: str | np.ndarray,
+    spoken: bool,
+) -> list[Segment]:
+    """Question answering shown by examples to a base model (no chat markup), as in SpeechMMLU.
+
+    Args:
+        beginning: what the examples follow, text or codes [frames, C]; empty = nothing.
+        examples: (question as text or codes, answer as text or spoken text).
+        query: the question to answer.
+        spoken: the model goes on inside a streamed answer; else with text.
+    """
+    heard, said = isinstance(query, np.ndarray), spoken
+    prefix = {(False, False): "", (True, True): FEW_SHOT_SPEECH_PREFIX}.get((heard, said), FEW_SHOT_PREFIX)
+
+    def segment(content: str | np.ndarray | SpokenText) -> Segment:
+        if isinstance(content, str):
+            return _text(content)
+        return (
+            AudioSegment(content) if isinstance(content, np.ndarray) else StreamedSegment(content.text, content.codes)
+        )
+
+    out: list[Segment] = [_text(prefix)] if prefix else []
+    if len(beginning):
+        out += [segment(beginning), _text("\n")]
+    for question, answer in examples:
+        if isinstance(answer, SpokenText) != spoken:
+            raise ValueError("answers of the examples must all be spoken, or all be text, like the one asked for")
+        out += [segment(question), _text("\n"), segment(answer), _text(FEW_SHOT_GAP)]
+    return [*out, segment(query), _text("\n"), *([_text(SPEECH_START)] if spoken else [])]
 
 
 def base_asr(codes: np.ndarray) -> list[Segment]:

@@ -45,8 +45,8 @@ class AudioCodec:
         compute: Compute = Compute(),
         batch_frames: int = 12288,
     ):
-        self.config = config
-        self._variables = jax.device_put(variables)
+        self.config, self.compute = config, compute
+        self.variables: dict[str, Any] = jax.device_put(variables)
         self._model = MimoAudioTokenizer(config, compute)
         self._batch_frames = batch_frames
 
@@ -92,7 +92,7 @@ class AudioCodec:
 
         def compute(rows: list[np.ndarray], lengths: np.ndarray, size: int) -> list[np.ndarray]:
             batch = _stack(rows, (size - 1) * hop + self.config.nfft)
-            codes, frames = jax.device_get(_encode(self._model, self._variables, batch, lengths, n))
+            codes, frames = jax.device_get(_encode(self._model, self.variables, batch, lengths, n))
             return [c[:f] for c, f in zip(codes, frames, strict=True)]
 
         unit = 32 * self.config.stride_size * self.config.avg_pooler
@@ -130,7 +130,7 @@ class AudioCodec:
             batch = _stack(rows, size)
             count = batch.shape[-1]
             batch = np.pad(batch, ((0, 0), (0, 0), (0, self.config.num_quantizers - count)))
-            waves, samples = jax.device_get(_decode(self._model, self._variables, batch, lengths, np.int32(count)))
+            waves, samples = jax.device_get(_decode(self._model, self.variables, batch, lengths, np.int32(count)))
             return [w[:s] for w, s in zip(waves, samples, strict=True)]
 
         mel_frames = self.config.avg_pooler * self.config.decoder_stride_size

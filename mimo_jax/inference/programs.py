@@ -1,8 +1,11 @@
-"""What runs on the device when a batch is generated: its state, and two compiled programs per shape, both loops.
+"""What runs on the device while a batch is generated: its state, and a compiled program per shape for each thing to do.
 
-- `prefill` runs the prompts through the LLM in pieces of `chunk` positions, as many as the longest needs;
+- `prefill` runs prompts through the LLM in pieces of `chunk` positions, into caches of their own;
+- `insert` puts them into rows of the batch that are free, whatever the other rows are doing;
 - `decode` makes one position per row and turn: the LLM on the newest position, the text token, and where that is
   `<|empty|>` the 11-step patch decoder. Whether a row speaks or writes, stops or must go on is decided row by row.
+  Many positions per call: the host hears of them all at once;
+- `regroup` moves the batch to another number of rows or slots.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mimo_jax.inference import sampling
+from mimo_jax.inference.requests import MAX_STOP_TOKENS
 from mimo_jax.models import transformer
 from mimo_jax.models.mimo_audio import MimoAudio, MimoAudioConfig
 from mimo_jax.models.transformer import Compute, LayerCaches
@@ -36,8 +40,18 @@ class Rows(NamedTuple):
     audio: sampling.Settings
 
 
+class Prompts(NamedTuple):
+    """Prompts on their way into the caches: B rows, S slots."""
+
+    caches: LayerCaches
+    text: Array  # [B, S]
+    audio: Array  # [B, S, G, C]
+    length: Array  # [B]
+    start: Array  # positions that are in the caches
+
+
 class State(NamedTuple):
-    """A batch in progress: B rows, S slots."""
+    """A batch in progress: B rows, S slots. Rows that nobody uses are done."""
 
     caches: LayerCaches
     text: Array  # [B, S] prompt, then answer
@@ -45,6 +59,17 @@ class State(NamedTuple):
     length: Array  # [B] positions that exist
     done: Array  # [B]
     stopped: Array  # [B] done because of a stop token
+    rows: Rows
+
+
+class News(NamedTuple):
+    """What `decode` made, for the host."""
+
+    text: Array  # [B, N] from the first new position on; only as many are meant as the row grew by
+    codes: Array  # [B, N, G, C]
+    length: Array  # [B]
+    done: Array  # [B]
+    stopped: Array  # [B]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,20 +98,70 @@ class Programs:
         x = self.embed(params, text, audio)
         return transformer.decode(self.config.llm, self.compute, params["llm"], x, positions, caches)
 
-    def prefill(self, params: Params, state: State) -> State:
-        """Fills the caches from the prompts. The last position is left to `decode`, which needs its output."""
-        rows = state.text.shape[0]
+    def empty_caches(self, rows: int, slots: int) -> LayerCaches:
+        """Caches that hold nothing yet."""
+        llm = self.config.llm
+        shape = (rows, llm.num_kv_heads, slots, llm.head_dim)
+        dtype = self.compute.dtype
+        return [(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(llm.num_layers)]
 
-        def piece(carry: tuple[Array, LayerCaches]) -> tuple[Array, LayerCaches]:
-            start, caches = carry
-            text = jax.lax.dynamic_slice_in_dim(state.text, start, self.chunk, axis=1)
-            audio = jax.lax.dynamic_slice_in_dim(state.audio, start, self.chunk, axis=1)
+    def empty_state(self, rows: int, slots: int) -> State:
+        """A batch that nobody uses yet."""
+        config = self.config
+        chosen = sampling.settings([sampling.GREEDY] * rows)
+        return State(
+            caches=self.empty_caches(rows, slots),
+            text=jnp.zeros((rows, slots), jnp.int32),
+            audio=jnp.zeros((rows, slots, config.group_size, config.audio_channels), jnp.int32),
+            length=jnp.ones(rows, jnp.int32),
+            done=jnp.ones(rows, bool),
+            stopped=jnp.zeros(rows, bool),
+            rows=Rows(
+                min_length=jnp.zeros(rows, jnp.int32),
+                max_length=jnp.zeros(rows, jnp.int32),
+                stop_tokens=jnp.full((rows, MAX_STOP_TOKENS), -1, jnp.int32),
+                forced_end=jnp.full(rows, -1, jnp.int32),
+                seed=jnp.zeros(rows, jnp.uint32),
+                text=chosen,
+                audio=jax.tree.map(jnp.copy, chosen),  # buffers are given away one by one
+            ),
+        )
+
+    def prefill(self, params: Params, prompts: Prompts, pieces: Array) -> Prompts:
+        """Fills the caches, at most `pieces` more. The last position is left to `decode`, which needs its output."""
+        rows = prompts.text.shape[0]
+
+        def piece(carry: tuple[Array, Array, LayerCaches]) -> tuple[Array, Array, LayerCaches]:
+            count, start, caches = carry
+            text = jax.lax.dynamic_slice_in_dim(prompts.text, start, self.chunk, axis=1)
+            audio = jax.lax.dynamic_slice_in_dim(prompts.audio, start, self.chunk, axis=1)
             positions = jnp.broadcast_to(start + jnp.arange(self.chunk), (rows, self.chunk))
-            return start + self.chunk, self.backbone(params, text, audio, positions, caches)[1]
+            return count + 1, start + self.chunk, self.backbone(params, text, audio, positions, caches)[1]
 
-        last = jnp.where(state.done, 0, state.length - 1).max()
-        _, caches = jax.lax.while_loop(lambda carry: carry[0] < last, piece, (jnp.int32(0), state.caches))
-        return state._replace(caches=caches)
+        last = (prompts.length - 1).max()
+        _, start, caches = jax.lax.while_loop(
+            lambda carry: (carry[0] < pieces) & (carry[1] < last), piece, (jnp.int32(0), prompts.start, prompts.caches)
+        )
+        return prompts._replace(caches=caches, start=start)
+
+    def insert(self, state: State, prompts: Prompts, rows: Rows, index: Array) -> State:
+        """`state` with the prompts in its rows `index` (those beyond the end: nowhere)."""
+        width = prompts.text.shape[1]
+
+        def put(into: Array, new: Array) -> Array:
+            return into.at[index].set(new, mode="drop")
+
+        return State(
+            caches=jax.tree.map(
+                lambda into, new: into.at[index, :, :width].set(new, mode="drop"), state.caches, prompts.caches
+            ),
+            text=state.text.at[index, :width].set(prompts.text, mode="drop"),
+            audio=state.audio.at[index, :width].set(prompts.audio, mode="drop"),
+            length=put(state.length, prompts.length),
+            done=put(state.done, jnp.zeros_like(index, bool)),
+            stopped=put(state.stopped, jnp.zeros_like(index, bool)),
+            rows=jax.tree.map(put, state.rows, rows),
+        )
 
     def patch(self, params: Params, local_hidden: Array, chosen: sampling.Settings, bits: Array) -> Array:
         """The patch decoder's steps: local_hidden [B, D], bits [B, G, C] -> codes int32 [B, G, C]."""
@@ -155,9 +230,9 @@ class Programs:
             previous = sizes
         return runs
 
-    def step(self, params: Params, state: State, rows: Rows, stop_mask: Array) -> State:
+    def step(self, params: Params, state: State, stop_mask: Array) -> State:
         """One more position in every row that is not done."""
-        config = self.config
+        config, rows = self.config, state.rows
         batch, slots = state.text.shape
         index = jnp.arange(batch)
         newest = state.length - 1
@@ -188,44 +263,69 @@ class Programs:
             length=jnp.where(state.done, state.length, state.length + 1),
             done=state.done | is_stop | is_last,
             stopped=state.stopped | (is_stop & ~state.done),
+            rows=rows,
         )
 
-    def decode(self, params: Params, state: State, rows: Rows, steps: Array) -> State:
-        """At most `steps` more positions; returns earlier when all rows are done or one needs more slots."""
-        slots = state.text.shape[1]
-        vocabulary = jnp.arange(self.config.vocab_size)
-        stop_mask = (vocabulary == rows.stop_tokens[:, :, None]).any(1)
+    def decode(self, params: Params, state: State, most: int, until_free: Array) -> tuple[State, News]:
+        """At most `most` more positions. Returns earlier when all rows are done or one needs more slots, and, where
+        `until_free` says so, when a row has become free."""
+        batch, slots = state.text.shape
+        index = jnp.arange(batch)
+        stops = state.rows.stop_tokens
+        stop_mask = jnp.zeros((batch, self.config.vocab_size), bool)
+        stop_mask = stop_mask.at[index[:, None], jnp.where(stops < 0, self.config.vocab_size, stops)].set(
+            True, mode="drop"
+        )
+        before = state
 
         def going(carry: tuple[Array, State]) -> Array:
             count, state = carry
-            return (count < steps) & ~state.done.all() & (jnp.where(state.done, 0, state.length).max() < slots)
+            room = jnp.where(state.done, 0, state.length).max() < slots
+            freed = until_free & (state.done & ~before.done).any()
+            return (count < most) & ~state.done.all() & room & ~freed
 
         def turn(carry: tuple[Array, State]) -> tuple[Array, State]:
-            return carry[0] + 1, self.step(params, carry[1], rows, stop_mask)
+            return carry[0] + 1, self.step(params, carry[1], stop_mask)
 
-        return jax.lax.while_loop(going, turn, (jnp.int32(0), state))[1]
+        state = jax.lax.while_loop(going, turn, (jnp.int32(0), state))[1]
+        new = jnp.clip(before.length[:, None] + jnp.arange(most), 0, slots - 1)
+        news = News(
+            state.text[index[:, None], new], state.audio[index[:, None], new], state.length, state.done, state.stopped
+        )
+        return state, news
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=2)
-def prefill(programs: Programs, params: Params, state: State) -> State:
-    """`Programs.prefill`, compiled; the state given is used up."""
-    return programs.prefill(params, state)
+def prefill(programs: Programs, params: Params, prompts: Prompts, pieces: Array) -> Prompts:
+    """`Programs.prefill`, compiled; the prompts given are used up."""
+    return programs.prefill(params, prompts, pieces)
 
 
-@partial(jax.jit, static_argnums=0, donate_argnums=2)
-def decode(programs: Programs, params: Params, state: State, rows: Rows, steps: Array) -> State:
+@partial(jax.jit, static_argnums=0, donate_argnums=1)
+def insert(programs: Programs, state: State, prompts: Prompts, rows: Rows, index: Array) -> State:
+    """`Programs.insert`, compiled; the state given is used up."""
+    return programs.insert(state, prompts, rows, index)
+
+
+@partial(jax.jit, static_argnums=(0, 3), donate_argnums=2)
+def decode(programs: Programs, params: Params, state: State, most: int, until_free: Array) -> tuple[State, News]:
     """`Programs.decode`, compiled; the state given is used up."""
-    return programs.decode(params, state, rows, steps)
+    return programs.decode(params, state, most, until_free)
 
 
-def more_slots(state: State) -> State:
-    """`state` with twice the slots."""
+@partial(jax.jit, static_argnums=2)
+def regroup(state: State, index: Array, slots: int) -> State:
+    """The rows `index` of `state` (those beyond the end: unused rows) with so many slots."""
 
-    def double(x: Array, axis: int) -> Array:
-        return jnp.pad(x, [(0, x.shape[axis] if i == axis else 0) for i in range(x.ndim)])
+    def resized(x: Array, axis: int) -> Array:
+        x = jax.lax.slice_in_dim(x, 0, min(slots, x.shape[axis]), axis=axis)
+        return jnp.pad(x, [(0, slots - x.shape[axis] if i == axis else 0) for i in range(x.ndim)])
 
-    return state._replace(
-        caches=[(double(keys, 2), double(values, 2)) for keys, values in state.caches],
-        text=double(state.text, 1),
-        audio=double(state.audio, 1),
+    sized = state._replace(
+        caches=jax.tree.map(lambda x: resized(x, 2), state.caches),
+        text=resized(state.text, 1),
+        audio=resized(state.audio, 1),
     )
+    unused = index >= len(state.done)
+    taken: State = jax.tree.map(lambda x: jnp.take(x, index, axis=0, mode="clip"), sized)
+    return taken._replace(done=taken.done | unused)

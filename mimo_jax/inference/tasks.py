@@ -4,60 +4,56 @@
     [answer] = model.asr(["question.wav"])                     # answer.text
     [answer] = model.tts(["Good morning."])                    # answer.wave, float32 at model.sample_rate
     [answer] = model.spoken_dialogue([[Message("user", Path("question.wav"))]])
+    for piece in model.stream(*model.jobs.tts(["Good morning."])):
+        ...                                                    # piece.wave, piece.text, as they come
 
 Audio goes in as a path, as a waveform (float array [samples] at `sample_rate`) or as codes (integer array [frames, C]).
-Prompts and decoding defaults are those of the released inference code; where that code errs, the user's meaning wins:
-an answer that ended by length keeps its last position, a dialogue keeps its system prompt and voice in every turn, and
-a string is always text (a missing file is an error, not a text).
+Prompts are made in `jobs`, the tasks' decoding defaults stand in `decoding.TASKS`. An answer that
+ended by length keeps its last position, which the released code drops.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
 from mimo_jax.cli import UserError
 from mimo_jax.data import prompts
 from mimo_jax.data.postprocess import postprocess, split_thinking
-from mimo_jax.data.sequence import Layout, Segment, arrays
+from mimo_jax.data.sequence import Layout, arrays
 from mimo_jax.data.text_tokenizer import TextTokenizer
 from mimo_jax.inference.codec import AudioCodec
-from mimo_jax.inference.decoding import TASKS
-from mimo_jax.inference.engine import Engine, Request, Result
+from mimo_jax.inference.engine import Engine
+from mimo_jax.inference.jobs import Audio, Conversion, Job, Jobs, Message, Question, Speech
+from mimo_jax.inference.requests import Request, Result, Update, joined
 from mimo_jax.inference.sampling import Sampling
+from mimo_jax.inference.speech import Listener, streaming_decoder
 from mimo_jax.models.mimo_audio import MimoAudioConfig
 from mimo_jax.models.transformer import Compute
 
-Audio = str | os.PathLike[str] | np.ndarray
+__all__ = ["Answer", "Audio", "Conversion", "Message", "MimoAudio", "Piece", "Question", "Speech"]
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Speech:
-    """A spoken utterance with its words."""
+class Generator(Protocol):
+    """What answers requests: an `Engine`, or a `Service` where several threads ask."""
 
-    text: str
-    audio: Audio
+    @property
+    def config(self) -> MimoAudioConfig:
+        """Shape of the model."""
 
+    @property
+    def max_positions(self) -> int:
+        """Limit of prompt and answer together."""
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Message:
-    """One turn of a dialogue: a user's text (str) or audio (path object or array), an assistant's text or `Speech`."""
+    def generate(self, requests: Sequence[Request]) -> list[Result]:
+        """Answers in the order of the requests."""
 
-    role: Literal["user", "assistant"]
-    content: str | os.PathLike[str] | np.ndarray | Speech
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Conversion:
-    """A few-shot conversion: what to do, pairs (input, output with its words) that show it, the input to convert."""
-
-    instruction: str
-    examples: Sequence[tuple[Audio, Speech]]
-    query: Audio
+    def stream(self, request: Request) -> Iterator[Update]:
+        """One answer as it comes."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -81,16 +77,34 @@ class Answer:
     stop_reason: Literal["stop", "length"]
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Piece:
+    """The next part of an answer.
+
+    Attributes:
+      text: words of the answer, to be appended to those before.
+      thinking: likewise, of what is thought before the answer.
+      wave: float32 [samples] to be played after those before; may be empty.
+      answer: the whole answer, in the last piece; else None. Its wave is that of the pieces.
+    """
+
+    text: str
+    thinking: str
+    wave: np.ndarray
+    answer: Answer | None = None
+
+
 class MimoAudio:
     """A language model with its text tokenizer and audio codec.
 
-    The task methods take lists and run them batched. Keyword arguments that all of them share:
+    The task methods take lists and run them batched. Keyword arguments are those of the method of the same name of
+    `Jobs` (`model.jobs`), and for all of them:
       seeds: one integer per input (default: 0, 1, 2, ...); an answer depends on its own seed, not on its neighbours.
       max_new, min_new: limits of the answer in positions (6.25 patches are a second of speech at 25 frames/s).
       text_sampling, audio_sampling: `Sampling` instead of the task's own.
     """
 
-    def __init__(self, engine: Engine, tokenizer: TextTokenizer, codec: AudioCodec):
+    def __init__(self, engine: Generator, tokenizer: TextTokenizer, codec: AudioCodec):
         config = engine.config
         if tokenizer.special.empty != config.empty_token_id:
             raise UserError(
@@ -103,6 +117,7 @@ class MimoAudio:
             )
         self.engine, self.tokenizer, self.codec = engine, tokenizer, codec
         self.layout = Layout(tokenizer.special, config.speech_zeroemb_idx, config.group_size)
+        self.jobs = Jobs(self.encode, config.group_size)
 
     @classmethod
     def load(
@@ -143,133 +158,139 @@ class MimoAudio:
 
     # ----- tasks ---------------------------------------------------------------------------------------------------
 
-    def asr(
+    def answer(
         self,
-        audios: Sequence[Audio],
+        jobs: Sequence[Job],
         *,
-        instruction: str | None = None,
-        language: prompts.Language | None = "en",
-        seeds: Sequence[int] | None = None,
-        **options: Any,
+        max_new: int | None = None,
+        min_new: int | None = None,
+        text_sampling: Sampling | None = None,
+        audio_sampling: Sampling | None = None,
     ) -> list[Answer]:
-        """Transcripts.
+        """Answers to jobs, in their order; options as of the class.
 
-        `instruction`: wording of the request; by default one of the known ones, by the seed, in `language` (None = any
-        of them: only for a model that was trained on requests in all).
+        Raises:
+          ValueError: a job that cannot run, such as a prompt that is too long.
         """
-        seeds = _seeds(seeds, len(audios))
-        made = [
-            prompts.asr(codes, instruction or prompts.choose_instruction(prompts.ASR_INSTRUCTIONS, seed, language))
-            for codes, seed in zip(self.encode(audios), seeds, strict=True)
+        requests = [self.request(job, max_new, min_new, text_sampling, audio_sampling) for job in jobs]
+        answers = [self._answer(job, r) for job, r in zip(jobs, self.engine.generate(requests), strict=True)]
+        spoken = [a.codes for job, a in zip(jobs, answers, strict=True) if job.decoding.spoken and len(a.codes)]
+        waves = iter(self.codec.decode(spoken))
+        silence = np.zeros(0, np.float32)
+        return [
+            dataclasses.replace(a, wave=next(waves) if len(a.codes) else silence) if job.decoding.spoken else a
+            for job, a in zip(jobs, answers, strict=True)
         ]
-        return self._answers("asr", made, seeds=seeds, **options)
 
-    def tts(
+    def stream(
         self,
-        texts: Sequence[str],
+        job: Job,
         *,
-        instruction: str | None = None,
-        seeds: Sequence[int] | None = None,
-        **options: Any,
-    ) -> list[Answer]:
+        max_new: int | None = None,
+        min_new: int | None = None,
+        text_sampling: Sampling | None = None,
+        audio_sampling: Sampling | None = None,
+        lookahead: int | None = 40,
+    ) -> Iterator[Piece]:
+        """One answer while it is made; closing the iterator ends the work. Options as of the class, and
+
+        Args:
+          job: what to answer.
+          max_new, min_new, text_sampling, audio_sampling: as of the class.
+          lookahead: mel frames (10 ms) that the vocoder waits for before it gives sound; None = all that it can see,
+            which is as good as decoding the whole at once, and 1.6 s later with the published tokenizer.
+
+        Raises:
+          ValueError: a job that cannot run.
+        """
+        decoding = job.decoding
+        updates = self.engine.stream(self.request(job, max_new, min_new, text_sampling, audio_sampling))
+        decoder = streaming_decoder(self.codec, self.layout.group_size, lookahead) if decoding.spoken else None
+        listener = Listener(self.tokenizer.decode, self.layout, job.thinking, decoding.until)
+        return self._pieces(job, updates, listener, decoder)
+
+    def _pieces(self, job: Job, updates: Iterator[Update], listener: Listener, decoder: Any) -> Iterator[Piece]:
+        heard: list[Update] = []
+        waves = [np.zeros(0, np.float32)]
+        try:
+            for update in updates:
+                heard.append(update)
+                text, thinking, codes = listener(update)
+                last = update.stop_reason is not None
+                if decoder is not None:
+                    waves.append(decoder(codes, last=last))
+                answer = None
+                if last:
+                    answer = self._answer(job, joined(heard))
+                    if decoder is not None:
+                        answer = dataclasses.replace(answer, wave=np.concatenate(waves))
+                yield Piece(text, thinking, waves[-1] if decoder is not None else waves[0], answer)
+        finally:
+            close = getattr(updates, "close", None)
+            if close is not None:
+                close()
+
+    def asr(self, audios: Sequence[Audio], **options: Any) -> list[Answer]:
+        """Transcripts."""
+        return self._run(self.jobs.asr, (audios,), options)
+
+    def tts(self, texts: Sequence[str], **options: Any) -> list[Answer]:
         """Speech of texts."""
-        seeds = _seeds(seeds, len(texts))
-        wordings = _read_aloud(texts, instruction, seeds)
-        return self._answers("tts", list(map(prompts.tts, texts, wordings)), seeds=seeds, **options)
+        return self._run(self.jobs.tts, (texts,), options)
 
     def instruct_tts(
-        self,
-        texts: Sequence[str],
-        styles: Sequence[str],
-        voices: Sequence[Audio] | None = None,
-        *,
-        instruction: str | None = None,
-        seeds: Sequence[int] | None = None,
-        **options: Any,
+        self, texts: Sequence[str], styles: Sequence[str], voices: Sequence[Audio] | None = None, **options: Any
     ) -> list[Answer]:
-        """Speech of texts in described styles, after reasoning about them; `voices`: how the speakers shall sound."""
-        seeds = _seeds(seeds, len(texts))
-        wordings = _read_aloud(texts, instruction, seeds)
-        made = [
-            prompts.instruct_tts(*row)
-            for row in zip(texts, styles, wordings, self._voices(voices, len(texts)), strict=True)
-        ]
-        return self._answers("instruct_tts", made, thinking=True, seeds=seeds, **options)
+        """Speech of texts in described styles, after reasoning about them."""
+        return self._run(self.jobs.instruct_tts, (texts, styles, voices), options)
 
     def natural_instruction_tts(
         self, requests: Sequence[str], voices: Sequence[Audio] | None = None, **options: Any
     ) -> list[Answer]:
-        """Speech for requests that name style and words themselves ("Say softly: Good night")."""
-        made = [
-            prompts.natural_instruction_tts(request, voice)
-            for request, voice in zip(requests, self._voices(voices, len(requests)), strict=True)
-        ]
-        return self._answers("natural_instruction_tts", made, thinking=True, **options)
+        """Speech for requests that name style and words themselves."""
+        return self._run(self.jobs.natural_instruction_tts, (requests, voices), options)
 
-    def audio_understanding(
-        self, audios: Sequence[Audio], questions: Sequence[str], *, thinking: bool = False, **options: Any
-    ) -> list[Answer]:
+    def audio_understanding(self, audios: Sequence[Audio], questions: Sequence[str], **options: Any) -> list[Answer]:
         """Answers to one question per recording."""
-        made = [
-            prompts.audio_understanding(codes, question, thinking)
-            for codes, question in zip(self.encode(audios), questions, strict=True)
-        ]
-        return self._answers("audio_understanding", made, thinking=thinking, **options)
+        return self._run(self.jobs.audio_understanding, (audios, questions), options)
 
-    def spoken_dialogue(
-        self,
-        dialogues: Sequence[Sequence[Message]],
-        *,
-        system_prompt: str | None = None,
-        voice: Audio | None = None,
-        **options: Any,
-    ) -> list[Answer]:
-        """Spoken answers to dialogues that end with the user's turn; `voice`: how the model shall sound."""
-        codes = None if voice is None else self.encode([voice])[0]
-        made = [prompts.spoken_dialogue(m, system_prompt, codes) for m in self._messages(dialogues)]
-        return self._answers("spoken_dialogue", made, **options)
+    def spoken_dialogue(self, dialogues: Sequence[Sequence[Message]], **options: Any) -> list[Answer]:
+        """Spoken answers to dialogues that end with the user's turn."""
+        return self._run(self.jobs.spoken_dialogue, (dialogues,), options)
 
-    def speech_to_text_dialogue(
-        self, dialogues: Sequence[Sequence[Message]], *, thinking: bool = False, **options: Any
-    ) -> list[Answer]:
+    def speech_to_text_dialogue(self, dialogues: Sequence[Sequence[Message]], **options: Any) -> list[Answer]:
         """Written answers to dialogues in which the user speaks."""
-        made = [prompts.text_answer_dialogue(m, thinking) for m in self._messages(dialogues)]
-        return self._answers("speech_to_text_dialogue", made, thinking=thinking, **options)
+        return self._run(self.jobs.speech_to_text_dialogue, (dialogues,), options)
 
-    def text_dialogue(
-        self, dialogues: Sequence[Sequence[Message]], *, thinking: bool = False, **options: Any
-    ) -> list[Answer]:
+    def text_dialogue(self, dialogues: Sequence[Sequence[Message]], **options: Any) -> list[Answer]:
         """Written answers to written dialogues."""
-        made = [prompts.text_answer_dialogue(m, thinking) for m in self._messages(dialogues)]
-        return self._answers("text_dialogue", made, thinking=thinking, **options)
+        return self._run(self.jobs.text_dialogue, (dialogues,), options)
 
     def speech_to_speech(self, requests: Sequence[Conversion], **options: Any) -> list[Answer]:
-        """Few-shot conversions by a base model: the query converted as the examples show."""
-        flat = [audio for r in requests for source, target in r.examples for audio in (source, target.audio)]
-        shown, queries = iter(self.encode(flat)), self.encode([r.query for r in requests])
-        made = []
-        for request, query in zip(requests, queries, strict=True):
-            examples = [
-                prompts.FewShotExample(next(shown), prompts.SpokenText(target.text, next(shown)))
-                for _, target in request.examples
-            ]
-            made.append(prompts.few_shot_speech_to_speech(request.instruction, examples, query))
-        return self._answers("speech_to_speech", made, **options)
+        """Few-shot conversions by a base model."""
+        return self._run(self.jobs.speech_to_speech, (requests,), options)
+
+    def few_shot_question_answering(self, questions: Sequence[Question], **options: Any) -> list[Answer]:
+        """Answers by a base model that has seen some in its prompt."""
+        return self._run(self.jobs.few_shot_question_answering, (questions,), options)
 
     def continue_speech(self, audios: Sequence[Audio], **options: Any) -> list[Answer]:
-        """What a base model says after each recording; the answer is the continuation alone."""
-        group = self.layout.group_size
-        # A patch filled up with copies of its last frame would be heard in the middle of the speech.
-        made = [prompts.base_continuation(c[: max(len(c) // group * group, 1)]) for c in self.encode(audios)]
-        return self._answers("continue_speech", made, **options)
+        """What a base model says after each recording."""
+        return self._run(self.jobs.continue_speech, (audios,), options)
 
     def pretrain_asr(self, audios: Sequence[Audio], **options: Any) -> list[Answer]:
         """Transcripts by a base model, in the format of pretraining."""
-        return self._answers("pretrain_asr", list(map(prompts.base_asr, self.encode(audios))), **options)
+        return self._run(self.jobs.pretrain_asr, (audios,), options)
 
     def pretrain_tts(self, texts: Sequence[str], **options: Any) -> list[Answer]:
         """Speech by a base model, in the format of pretraining."""
-        return self._answers("pretrain_tts", list(map(prompts.base_tts, texts)), **options)
+        return self._run(self.jobs.pretrain_tts, (texts,), options)
+
+    def _run(self, make: Callable[..., list[Job]], inputs: tuple[Any, ...], options: dict[str, Any]) -> list[Answer]:
+        """Jobs of the inputs, answered: the options that `answer` knows go there, the others to `make`."""
+        ours = {name: options[name] for name in _ANSWER_OPTIONS if name in options}
+        rest = {name: value for name, value in options.items() if name not in ours}
+        return self.answer(make(*inputs, **rest), **ours)
 
     # ----- parts ---------------------------------------------------------------------------------------------------
 
@@ -300,89 +321,44 @@ class MimoAudio:
         encoded = iter(self.codec.encode(waves, self.layout.channels) if waves else ())
         return [next(encoded) if c is None else c for c in codes]
 
-    def _voices(self, voices: Sequence[Audio] | None, count: int) -> Sequence[np.ndarray | None]:
-        return [None] * count if voices is None else self.encode(voices)
-
-    def _messages(self, dialogues: Sequence[Sequence[Message]]) -> list[list[prompts.Message]]:
-        """The dialogues with their audio encoded, all recordings together."""
-        audios = []
-        for message in (m for messages in dialogues for m in messages):
-            content = message.content.audio if isinstance(message.content, Speech) else message.content
-            if not isinstance(content, str) or isinstance(message.content, Speech):
-                audios.append(content)
-        codes = iter(self.encode(audios))
-
-        def encoded(message: Message) -> prompts.Message:
-            content = message.content
-            if isinstance(content, str):
-                return prompts.Message(message.role, content)
-            if isinstance(content, Speech):
-                return prompts.Message(message.role, prompts.SpokenText(content.text, next(codes)))
-            return prompts.Message(message.role, next(codes))
-
-        return [[encoded(message) for message in messages] for messages in dialogues]
-
-    def _answers(
+    def request(
         self,
-        task: str,
-        made: Sequence[Sequence[Segment]],
-        *,
-        thinking: bool = False,
-        seeds: Sequence[int] | None = None,
+        job: Job,
         max_new: int | None = None,
-        min_new: int = 0,
+        min_new: int | None = None,
         text_sampling: Sampling | None = None,
         audio_sampling: Sampling | None = None,
-    ) -> list[Answer]:
-        """Answers to prompts; `thinking`: the prompt ends inside the think block."""
-        decoding = TASKS[task]
-        requests = []
-        for segments, seed in zip(made, _seeds(seeds, len(made)), strict=True):
-            text, audio, _ = arrays(segments, self.tokenizer.encode, self.layout)
-            requests.append(
-                Request(
-                    text,
-                    audio,
-                    text_sampling=text_sampling or decoding.text,
-                    audio_sampling=audio_sampling or decoding.audio,
-                    stop_tokens=tuple(self.tokenizer.token_id(token) for token in decoding.stop),
-                    min_new=min_new,
-                    max_new=self.engine.max_positions if max_new is None else max_new,
-                    seed=seed,
-                )
-            )
-        results = self.engine.generate(requests)
-        answers = [self._answer(result, thinking) for result in results]
-        return self._spoken(answers) if decoding.spoken else answers
+    ) -> Request:
+        """What the engine is asked for; options as of the class."""
+        decoding = job.decoding
+        text, audio, _ = arrays(job.segments, self.tokenizer.encode, self.layout)
+        if max_new is None:
+            max_new = self.engine.max_positions if decoding.max_new is None else decoding.max_new
+        return Request(
+            text,
+            audio,
+            text_sampling=text_sampling or decoding.text,
+            audio_sampling=audio_sampling or decoding.audio,
+            stop_tokens=tuple(self.tokenizer.token_id(token) for token in decoding.stop),
+            min_new=min(decoding.min_new, max_new - 1) if min_new is None else min_new,
+            max_new=max_new,
+            seed=job.seed,
+        )
 
-    def _answer(self, result: Result, thinking: bool) -> Answer:
+    def _answer(self, job: Job, result: Result) -> Answer:
         audio = np.empty((len(result.text), self.layout.group_size, self.layout.channels), np.int32)
         audio[:] = self.layout.empty_codes
         audio[result.text == self.layout.special.empty] = result.codes
         stopped = result.stop_reason == "stop"
         made = postprocess(result.text, audio, self.tokenizer.decode, self.layout, drop_last=stopped)
         thought, answer = made.thinking, made.answer
-        if thinking and thought is None:
+        if job.thinking and thought is None:
             # The block was opened by the prompt and never closed: all of it is thought.
             thought, answer = split_thinking(prompts.THINK_START + made.text)
+        until = job.decoding.until
+        if until:
+            answer = answer.split(until, 1)[0].rstrip()
         return Answer(answer, thought or None, None, made.codes, len(result.text), result.stop_reason)
 
-    def _spoken(self, answers: Sequence[Answer]) -> list[Answer]:
-        """The answers with their waves, decoded together."""
-        waves: Iterator[np.ndarray] = iter(self.codec.decode([a.codes for a in answers if len(a.codes)]))
-        silence = np.zeros(0, np.float32)
-        return [dataclasses.replace(a, wave=next(waves) if len(a.codes) else silence) for a in answers]
 
-
-def _seeds(seeds: Sequence[int] | None, count: int) -> Sequence[int]:
-    if seeds is not None and len(seeds) != count:
-        raise ValueError(f"{len(seeds)} seeds for {count} inputs")
-    return range(count) if seeds is None else seeds
-
-
-def _read_aloud(texts: Sequence[str], instruction: str | None, seeds: Sequence[int]) -> list[str]:
-    """The wording of the request for each text: the caller's, or one in the language of the text, by the seed."""
-    return [
-        instruction or prompts.choose_instruction(prompts.TTS_INSTRUCTIONS, seed, prompts.language_of(text))
-        for text, seed in zip(texts, seeds, strict=True)
-    ]
+_ANSWER_OPTIONS = ("max_new", "min_new", "text_sampling", "audio_sampling")

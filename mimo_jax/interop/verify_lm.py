@@ -196,7 +196,8 @@ def _ahead(scores: np.ndarray) -> np.ndarray:
 
 def _generated(model: _Model, prefix: str, golden: Golden) -> Arrays:
     """A greedy generation through the engine; margins from a pass over what it generated."""
-    from mimo_jax.inference.engine import Engine, Request
+    from mimo_jax.inference.engine import Engine
+    from mimo_jax.inference.requests import Request
 
     config, options = model.config, entry({prefix: {}, **golden.run}, prefix, dict)
     name = str(options.get("prompt") or ("prompt_audio" if prefix == "gen_audio" else "prompt_text"))

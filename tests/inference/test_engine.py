@@ -6,7 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from mimo_jax.inference.engine import Engine, Request
+from mimo_jax.inference.engine import Engine
+from mimo_jax.inference.requests import Request
 from mimo_jax.inference.sampling import Sampling
 from mimo_jax.models.mimo_audio import MimoAudio
 from tests.models.released import grid_arrays, load

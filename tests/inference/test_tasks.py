@@ -14,8 +14,9 @@ from mimo_jax.data.sequence import arrays
 from mimo_jax.data.text_tokenizer import TextTokenizer, train_text_tokenizer
 from mimo_jax.inference.codec import AudioCodec
 from mimo_jax.inference.decoding import TASKS
-from mimo_jax.inference.engine import Engine, Result
-from mimo_jax.inference.tasks import Conversion, Message, MimoAudio, Speech
+from mimo_jax.inference.engine import Engine
+from mimo_jax.inference.requests import Result, Update
+from mimo_jax.inference.tasks import Conversion, Message, MimoAudio, Question, Speech
 from mimo_jax.interop import hf
 from mimo_jax.models.mimo_audio import MimoAudio as Model
 from mimo_jax.models.mimo_audio import MimoAudioConfig
@@ -55,6 +56,17 @@ class Script:
     def generate(self, requests):
         self.requests = list(requests)
         return [self.answers[i % len(self.answers)] for i in range(len(requests))]
+
+    def stream(self, request):
+        """Two positions at a time."""
+        self.requests, answer = [request], self.answers[0]
+        empty = self.config.empty_token_id
+        for start in range(0, len(answer.text), 2):
+            before = (answer.text[:start] == empty).sum()
+            text = answer.text[start : start + 2]
+            last = start + 2 >= len(answer.text)
+            codes = answer.codes[before : before + (text == empty).sum()]
+            yield Update(1, text, codes, answer.stop_reason if last else None)
 
 
 @pytest.fixture(scope="module")
@@ -170,6 +182,47 @@ def test_base_model_tasks(parts, wave):
     (answer,) = model.continue_speech([codes])
     assert prompt(model) == "<|sosp|>*"  # 7 frames are one whole patch
     assert answer.codes.shape == (8, 4) and len(answer.wave) > 0
+
+
+def test_few_shot_questions(parts, wave):
+    codes = parts.codec.encode([wave], 4)[0][:8]
+    model = scripted(parts, "b\n\n[Int]:c", stopped=False)
+    (answer,) = model.few_shot_question_answering([Question("q", [("p", "a")], "law")])
+    assert answer.text == "b" and answer.wave is None
+    assert prompt(model) == "law\np\na \n\nq\n"
+    request = model.engine.requests[0]
+    assert (request.min_new, request.max_new) == (5, 10)
+    model.few_shot_question_answering([Question(codes, [(codes, "a")])], max_new=3)
+    assert prompt(model) == "[Int]:<|sosp|>**<|eosp|>\na \n\n<|sosp|>**<|eosp|>\n"
+    assert model.engine.requests[0].min_new == 2
+    model = scripted(parts, "b*<|eostm|>")
+    (answer,) = model.few_shot_question_answering([Question(codes, [(codes, Speech("a", codes))], codes)])
+    assert answer.text == "b" and len(answer.wave) > 0
+    spoken = "<|sosp|>**<|eosp|>"
+    assert prompt(model) == f"<Spe>:{spoken}\n{spoken}\n<|sostm|>a<|eot|>**<|eostm|> \n\n{spoken}\n<|sostm|>"
+    model.few_shot_question_answering([Question("q", spoken=True)])
+    assert prompt(model) == "[Int]:q\n<|sostm|>"
+    with pytest.raises(ValueError, match="must all be spoken"):
+        model.few_shot_question_answering([Question("q", [("p", "a"), ("p", Speech("a", codes))])])
+
+
+def test_answers_come_in_pieces(parts):
+    model = scripted(parts, "soft voice</think>\n<|sostm|>the*cat" + "*" * 12 + "<|eot|>**<|eostm|>")
+    jobs = model.jobs.instruct_tts(["the cat"], ["softly"])
+    pieces = list(model.stream(jobs[0], lookahead=4))
+    (whole,) = model.answer(jobs)
+    assert "".join(p.text for p in pieces) == whole.text == "thecat"
+    assert "".join(p.thinking for p in pieces) == whole.thinking == "soft voice"
+    assert [p.answer is None for p in pieces] == [True] * (len(pieces) - 1) + [False]
+    wave = np.concatenate([p.wave for p in pieces])
+    assert wave.shape == whole.wave.shape and wave.dtype == np.float32
+    first = next(i for i, p in enumerate(pieces) if len(p.wave))
+    assert first < len(pieces) - 4, "no sound before the end"
+    np.testing.assert_array_equal(pieces[-1].answer.wave, wave)
+    np.testing.assert_array_equal(pieces[-1].answer.codes, whole.codes)
+    # Sound of text tasks is none.
+    (piece,) = scripted(parts, "cat", stopped=False).stream(*model.jobs.text_dialogue([[Message("user", "say")]]))
+    assert piece.text == "cat" and not len(piece.wave) and piece.answer.wave is None
 
 
 def test_bad_inputs_are_named(parts, wave):

@@ -13,7 +13,8 @@ from jax import export
 from mimo_jax import convert
 from mimo_jax.cli import UserError
 from mimo_jax.inference.codec import AudioCodec
-from mimo_jax.inference.engine import Engine, Request
+from mimo_jax.inference.engine import Engine
+from mimo_jax.inference.requests import Request
 from mimo_jax.inference.sampling import GREEDY, Sampling
 from mimo_jax.interop import hf, stablehlo
 

@@ -11,7 +11,8 @@ import pytest
 
 from mimo_jax import convert
 from mimo_jax.data.text_tokenizer import train_text_tokenizer
-from mimo_jax.inference.engine import Engine, Request
+from mimo_jax.inference.engine import Engine
+from mimo_jax.inference.requests import Request
 from mimo_jax.interop import configs, hf
 from mimo_jax.models.mimo_audio import MimoAudio, MimoAudioConfig
 

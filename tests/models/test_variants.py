@@ -17,7 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mimo_jax.inference.engine import Engine, Request
+from mimo_jax.inference.engine import Engine
+from mimo_jax.inference.requests import Request
 from mimo_jax.interop import configs, hf
 from mimo_jax.models import transformer
 from mimo_jax.models.mimo_audio import MimoAudio
