@@ -275,5 +275,5 @@ class Batcher:
         assert self._state is not None
         index = [number for number, row in enumerate(self._rows) if row is not None]
         index += [rows] * (most_rows - len(index))
-        self._state = device.regroup(self._state, np.array(index, np.int32), most_slots)
+        self._state = device.regroup(self._programs, self._state, np.array(index, np.int32), most_slots)
         self._rows = [*held, *[None] * (most_rows - len(held))]

@@ -12,14 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-import jax
-import jax.numpy as jnp
-from flax import linen as nn
+from jax.sharding import Mesh
 
 from mimo_jax.inference.batcher import SMALLEST_SLOTS, Batcher, Limits, power_of_two
+from mimo_jax.inference.placement import placed_params
 from mimo_jax.inference.programs import Params, Programs
 from mimo_jax.inference.requests import MAX_STOP_TOKENS, Request, Result, Update, joined
-from mimo_jax.models import transformer
 from mimo_jax.models.mimo_audio import MimoAudioConfig
 from mimo_jax.models.transformer import Compute
 
@@ -32,6 +30,8 @@ class Engine:
       params: its parameter tree (stacked layers, boxed or not).
       compute: dtypes; parameters are stored in `compute.param_dtype`, the cache in `compute.dtype`.
       chunk: positions of a prompt that are processed at a time (a power of two).
+      mesh: devices that share the work, all of this process: parameters and caches are split by heads over its axis
+        `tensor`, rows over the others; None = the default device.
       limits: attributes of `Limits`: max_batch, max_positions, ...
     """
 
@@ -42,14 +42,14 @@ class Engine:
         compute: Compute = Compute(),  # noqa: B008
         *,
         chunk: int = 32,
+        mesh: Mesh | None = None,
         **limits: int,
     ) -> None:
         if chunk != power_of_two(chunk) or chunk > SMALLEST_SLOTS:
             raise ValueError(f"chunk = {chunk}: must be a power of two, at most {SMALLEST_SLOTS}")
         self.config, self.limits = config, Limits(**limits)
-        self._programs = Programs(config, compute, chunk)
-        params = jax.tree.map(lambda x: jnp.asarray(x, compute.param_dtype), nn.unbox(params))
-        self._params = {**params, "llm": transformer.unstack_layers(params["llm"])}
+        self._programs = Programs(config, compute, chunk, mesh)
+        self._params = placed_params(config, compute, params, mesh)
 
     @property
     def max_positions(self) -> int:

@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
-from mimo_jax.inference import sampling
+from mimo_jax.inference import placement, sampling
 from mimo_jax.inference.requests import MAX_STOP_TOKENS
 from mimo_jax.models import transformer
 from mimo_jax.models.mimo_audio import MimoAudio, MimoAudioConfig
@@ -79,6 +80,7 @@ class Programs:
     config: MimoAudioConfig
     compute: Compute
     chunk: int
+    mesh: Mesh | None = None
 
     def apply(self, params: Params, *args: Any, method: str) -> Any:
         return MimoAudio(self.config, self.compute).apply({"params": params}, *args, method=method)
@@ -96,14 +98,16 @@ class Programs:
         self, params: Params, text: Array, audio: Array, positions: Array, caches: LayerCaches
     ) -> tuple[Array, LayerCaches]:
         x = self.embed(params, text, audio)
-        return transformer.decode(self.config.llm, self.compute, params["llm"], x, positions, caches)
+        hidden, caches = transformer.decode(self.config.llm, self.compute, params["llm"], x, positions, caches)
+        return hidden, placement.constrained(caches, self.mesh)
 
     def empty_caches(self, rows: int, slots: int) -> LayerCaches:
         """Caches that hold nothing yet."""
         llm = self.config.llm
         shape = (rows, llm.num_kv_heads, slots, llm.head_dim)
         dtype = self.compute.dtype
-        return [(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(llm.num_layers)]
+        make = partial(jnp.zeros, shape, dtype, device=placement.cache_sharding(self.mesh, rows, llm.num_kv_heads))
+        return [(make(), make()) for _ in range(llm.num_layers)]
 
     def empty_state(self, rows: int, slots: int) -> State:
         """A batch that nobody uses yet."""
@@ -152,8 +156,11 @@ class Programs:
             return into.at[index].set(new, mode="drop")
 
         return State(
-            caches=jax.tree.map(
-                lambda into, new: into.at[index, :, :width].set(new, mode="drop"), state.caches, prompts.caches
+            caches=placement.constrained(
+                jax.tree.map(
+                    lambda into, new: into.at[index, :, :width].set(new, mode="drop"), state.caches, prompts.caches
+                ),
+                self.mesh,
             ),
             text=state.text.at[index, :width].set(prompts.text, mode="drop"),
             audio=state.audio.at[index, :width].set(prompts.audio, mode="drop"),
@@ -313,8 +320,8 @@ def decode(programs: Programs, params: Params, state: State, most: int, until_fr
     return programs.decode(params, state, most, until_free)
 
 
-@partial(jax.jit, static_argnums=2)
-def regroup(state: State, index: Array, slots: int) -> State:
+@partial(jax.jit, static_argnums=(0, 3))
+def regroup(programs: Programs, state: State, index: Array, slots: int) -> State:
     """The rows `index` of `state` (those beyond the end: unused rows) with so many slots."""
 
     def resized(x: Array, axis: int) -> Array:
@@ -328,4 +335,4 @@ def regroup(state: State, index: Array, slots: int) -> State:
     )
     unused = index >= len(state.done)
     taken: State = jax.tree.map(lambda x: jnp.take(x, index, axis=0, mode="clip"), sized)
-    return taken._replace(done=taken.done | unused)
+    return taken._replace(done=taken.done | unused, caches=placement.constrained(taken.caches, programs.mesh))

@@ -10,6 +10,7 @@ from mimo_jax.inference.engine import Engine
 from mimo_jax.inference.requests import Request
 from mimo_jax.inference.sampling import Sampling
 from mimo_jax.models.mimo_audio import MimoAudio
+from mimo_jax.parallel.mesh import Hardware
 from tests.models.released import grid_arrays, load
 
 CASES = ("gen_text", "gen_audio", "gen_stop", "gen_minlen")
@@ -118,6 +119,26 @@ def test_growing_slots_and_pieces_change_nothing(tiny):
     assert any(len(r.text) + 60 > 64 for r in requests)
     for a, b in zip(tiny.engine.generate(requests), small.generate(requests), strict=True):
         same(a, b)
+
+
+def test_devices_share_the_work(tiny):
+    """Rows over two copies, heads over two devices each: the answers of one device, and no device holds it all."""
+    mesh = Hardware(data=2, tensor=2).make_mesh(jax.devices()[:4])
+    engine = Engine(tiny.config, tiny.params, mesh=mesh, max_batch=4, room=1)
+    for case, result in zip(CASES, engine.generate([*map(tiny.request, CASES)]), strict=True):
+        tiny.check(case, result)
+    tiny.check("gen_audio", engine.generate([tiny.request("gen_audio")])[0])
+    requests = [tiny.random_request(seed, max_new=70) for seed in range(3)]  # more slots than at the start
+    for a, b in zip(tiny.engine.generate(requests), engine.generate(requests), strict=True):
+        same(a, b)
+    batcher = engine.batcher()
+    for request in requests:
+        batcher.submit(request)
+    batcher.turn()
+    keys = batcher._state.caches[0][0]
+    assert keys.sharding.shard_shape(keys.shape) == (keys.shape[0] // 2, keys.shape[1] // 2, *keys.shape[2:])
+    weights = jax.tree.leaves(engine._params["llm"]["layers"][0])
+    assert any(w.sharding.shard_shape(w.shape) != w.shape for w in weights)
 
 
 def test_limits(tiny):

@@ -1,0 +1,87 @@
+"""Where generation keeps its arrays: parameters split like a trained model's, caches by rows and by heads."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from mimo_jax.models.mimo_audio import MimoAudio, MimoAudioConfig
+from mimo_jax.models.transformer import Compute, LayerCaches
+from mimo_jax.parallel import mesh as mesh_lib
+
+Tree = Any
+
+
+def params_shardings(
+    config: MimoAudioConfig, mesh: Mesh, rules: Sequence[tuple[str, Any]] = mesh_lib.DEFAULT_RULES
+) -> Tree:
+    """Shardings of the language model's parameter tree (stacked layers); dimensions that do not divide stay whole."""
+    text = jnp.zeros((1, 1), jnp.int32)
+    audio = jnp.zeros((1, 1, config.group_size, config.audio_channels), jnp.int32)
+    boxed = jax.eval_shape(MimoAudio(config).init, jax.random.key(0), text, audio)["params"]
+    return mesh_lib.tree_shardings(boxed, mesh, rules)
+
+
+def placed_params(config: MimoAudioConfig, compute: Compute, params: Tree, mesh: Mesh | None) -> Tree:
+    """Parameters on their devices in `compute.param_dtype`, the LLM's layers as a list of trees.
+
+    One array after the other, so that hardly more than the parameters themselves is needed.
+
+    Args:
+      config, compute: of the model.
+      params: the tree as trained or loaded, stacked layers, boxed or not; stays as it is.
+      mesh: None = the default device.
+    """
+    params = nn.unbox(params)
+    shardings = jax.tree.map(lambda _: None, params) if mesh is None else params_shardings(config, mesh)
+
+    def placed(x: Any, sharding: Any) -> jax.Array:
+        x = jnp.asarray(x, compute.param_dtype) if mesh is None else x.astype(compute.param_dtype)
+        return jax.device_put(x, sharding)
+
+    def unstacked(x: Any, sharding: Any) -> list[jax.Array]:
+        on_device = placed(x, sharding)
+        layers = [on_device[i] for i in range(len(on_device))]
+        jax.block_until_ready(layers)
+        if on_device is not x:
+            on_device.delete()
+        return layers
+
+    def is_none(x: Any) -> bool:
+        return x is None
+
+    llm = dict(params["llm"])
+    stacked, stacked_shardings = llm.pop("layers"), shardings["llm"].pop("layers")
+    rest, rest_shardings = {**params, "llm": llm}, shardings
+    flat, tree = jax.tree.flatten(stacked)
+    lists = [unstacked(*pair) for pair in zip(flat, jax.tree.leaves(stacked_shardings, is_leaf=is_none), strict=True)]
+    layers = [jax.tree.unflatten(tree, [leaf[i] for leaf in lists]) for i in range(len(lists[0]))]
+    leaves, rest_tree = jax.tree.flatten(rest)
+    leaves = [placed(*pair) for pair in zip(leaves, jax.tree.leaves(rest_shardings, is_leaf=is_none), strict=True)]
+    made: Tree = jax.tree.unflatten(rest_tree, leaves)
+    return {**made, "llm": {**made["llm"], "layers": layers}}
+
+
+def cache_sharding(mesh: Mesh | None, rows: int, heads: int) -> NamedSharding | None:
+    """Of a cache [B, Hkv, S, D]: its rows over the mesh's copies and its heads over `tensor`, where they divide."""
+    if mesh is None:
+        return None
+    copies = math.prod(mesh.shape[axis] for axis in mesh_lib.ROW_AXES)
+    spec = PartitionSpec(
+        mesh_lib.ROW_AXES if rows % copies == 0 else None, "tensor" if heads % mesh.shape["tensor"] == 0 else None
+    )
+    return NamedSharding(mesh, spec)
+
+
+def constrained(caches: LayerCaches, mesh: Mesh | None) -> LayerCaches:
+    """Caches within a compiled function, kept where `cache_sharding` says."""
+    sharding = cache_sharding(mesh, *caches[0][0].shape[:2])
+    if sharding is None:
+        return caches
+    return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, sharding), caches)
