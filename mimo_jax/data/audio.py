@@ -42,7 +42,8 @@ REASONS: dict[str, str] = {
 MIN_SECONDS = 0.02
 MAX_SECONDS = 3600.0
 SILENCE_PEAK = 1e-4
-_RATE_LIMITS = (4_000, 384_000)
+RATE_LIMITS = (4_000, 384_000)
+"""Sample rates (Hz) that audio is recorded at."""
 _BLOCK_FRAMES = 1 << 20
 # Mean rounding of `end` in hand-made manifests: an end this much past the last sample is taken as the last sample.
 _END_TOLERANCE_SECONDS = 0.1
@@ -104,7 +105,7 @@ def read_native(
                 raise AudioError("unreadable", path, str(error)) from error
             return _read(path, file, start, end, limits)
     path = Path(path)
-    _check_container(path)
+    check_file(path)
     return _read(path, path, start, end, limits)
 
 
@@ -122,11 +123,11 @@ def _read(
     try:
         file = soundfile.SoundFile(source)
     except (soundfile.LibsndfileError, TypeError, ValueError) as error:
-        raise _open_error(path, source, str(error)) from error
+        raise open_error(path, source, str(error)) from error
     with file:
-        if not _RATE_LIMITS[0] <= file.samplerate <= _RATE_LIMITS[1]:
+        if not RATE_LIMITS[0] <= file.samplerate <= RATE_LIMITS[1]:
             raise AudioError(
-                "bad_sample_rate", path, f"{file.samplerate} Hz, allowed are {_RATE_LIMITS[0]} to {_RATE_LIMITS[1]} Hz"
+                "bad_sample_rate", path, f"{file.samplerate} Hz, allowed are {RATE_LIMITS[0]} to {RATE_LIMITS[1]} Hz"
             )
         first, count, to_the_end = _frame_range(path, file.frames, file.samplerate, start, end)
         if count > max_seconds * file.samplerate and not to_the_end:
@@ -219,8 +220,8 @@ def _decode(path: str | os.PathLike[str], file: Any, first: int, count: int, max
     return np.concatenate(blocks)
 
 
-def _check_container(path: Path) -> None:
-    """What can be told of a local file without a decoder."""
+def check_file(path: Path) -> None:
+    """What can be told of a local file without a decoder; raises AudioError."""
     try:
         if not path.is_file():
             raise AudioError("missing", path, "not a file" if path.exists() else "no such file")
@@ -280,7 +281,8 @@ def _check_ogg_end(path: str | os.PathLike[str], file: BinaryIO, size: int) -> N
         raise AudioError("truncated", path, "the last Ogg page is incomplete")
 
 
-def _open_error(path: str | os.PathLike[str], source: Path | BinaryIO, message: str) -> AudioError:
+def open_error(path: str | os.PathLike[str], source: Path | BinaryIO, message: str) -> AudioError:
+    """Why libsndfile, which said `message`, does not open what passed the check of its container."""
     if isinstance(source, Path):
         with open(source, "rb") as file:
             head = file.read(12)
