@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 
 from jax.sharding import Mesh
 
+from mimo_jax.inference import quantization
 from mimo_jax.inference.batcher import SMALLEST_SLOTS, Batcher, Limits, power_of_two
 from mimo_jax.inference.placement import placed_params
 from mimo_jax.inference.programs import Params, Programs
@@ -32,6 +33,7 @@ class Engine:
       chunk: positions of a prompt that are processed at a time (a power of two).
       mesh: devices that share the work, all of this process: parameters and caches are split by heads over its axis
         `tensor`, rows over the others; None = the default device.
+      weights: "full", or "int8" (`quantization`): the kernels of the LLM take 8 bits a number.
       limits: attributes of `Limits`: max_batch, max_positions, ...
     """
 
@@ -43,13 +45,15 @@ class Engine:
         *,
         chunk: int = 32,
         mesh: Mesh | None = None,
+        weights: str = "full",
         **limits: int,
     ) -> None:
         if chunk != power_of_two(chunk) or chunk > SMALLEST_SLOTS:
             raise ValueError(f"chunk = {chunk}: must be a power of two, at most {SMALLEST_SLOTS}")
         self.config, self.limits = config, Limits(**limits)
-        self._programs = Programs(config, compute, chunk, mesh)
-        self._params = placed_params(config, compute, params, mesh)
+        quantization.check(weights)
+        self._programs = Programs(config, compute, chunk, mesh, weights == "int8")
+        self._params = placed_params(config, compute, params, mesh, weights)
 
     @property
     def max_positions(self) -> int:

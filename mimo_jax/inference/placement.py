@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from mimo_jax.inference import quantization
 from mimo_jax.models.mimo_audio import MimoAudio, MimoAudioConfig
 from mimo_jax.models.transformer import Compute, LayerCaches
 from mimo_jax.parallel import mesh as mesh_lib
@@ -28,7 +29,9 @@ def params_shardings(
     return mesh_lib.tree_shardings(boxed, mesh, rules)
 
 
-def placed_params(config: MimoAudioConfig, compute: Compute, params: Tree, mesh: Mesh | None) -> Tree:
+def placed_params(
+    config: MimoAudioConfig, compute: Compute, params: Tree, mesh: Mesh | None, weights: str = "full"
+) -> Tree:
     """Parameters on their devices in `compute.param_dtype`, the LLM's layers as a list of trees.
 
     One array after the other, so that hardly more than the parameters themselves is needed.
@@ -37,35 +40,39 @@ def placed_params(config: MimoAudioConfig, compute: Compute, params: Tree, mesh:
       config, compute: of the model.
       params: the tree as trained or loaded, stacked layers, boxed or not; stays as it is.
       mesh: None = the default device.
+      weights: one of `quantization.WEIGHTS`.
     """
     params = nn.unbox(params)
+    keep = quantization.quantized if weights == "int8" else lambda _, x: x
     shardings = jax.tree.map(lambda _: None, params) if mesh is None else params_shardings(config, mesh)
 
-    def placed(x: Any, sharding: Any) -> jax.Array:
-        x = jnp.asarray(x, compute.param_dtype) if mesh is None else x.astype(compute.param_dtype)
-        return jax.device_put(x, sharding)
-
-    def unstacked(x: Any, sharding: Any) -> list[jax.Array]:
-        on_device = placed(x, sharding)
-        layers = [on_device[i] for i in range(len(on_device))]
+    def placed(path: Any, x: Any, sharding: Any) -> Any:
+        """The array, or those of each layer if it has all of them."""
+        name = "/".join(key.key for key in path)
+        # Cast where it is: a parameter in pieces never lies whole on one device.
+        cast = jnp.asarray(x, compute.param_dtype) if mesh is None else x.astype(compute.param_dtype)
+        on_device = jax.device_put(cast, sharding)
+        if not name.startswith("llm/layers/"):
+            return keep(name, on_device)
+        layers = [keep(name, on_device[i]) for i in range(len(on_device))]
         jax.block_until_ready(layers)
-        if on_device is not x:
+        if not isinstance(x, jax.Array):  # what the caller holds stays his
             on_device.delete()
-        return layers
+        return _Layers(layers)
 
-    def is_none(x: Any) -> bool:
-        return x is None
+    made = jax.tree_util.tree_map_with_path(placed, params, shardings, is_leaf=lambda x: x is None)
+    layers = made["llm"]["layers"]
+    depth = len(jax.tree.leaves(layers, is_leaf=_is_layers)[0])
+    stack = [jax.tree.map(lambda held, i=i: held[i], layers, is_leaf=_is_layers) for i in range(depth)]
+    return {**made, "llm": {**made["llm"], "layers": stack}}
 
-    llm = dict(params["llm"])
-    stacked, stacked_shardings = llm.pop("layers"), shardings["llm"].pop("layers")
-    rest, rest_shardings = {**params, "llm": llm}, shardings
-    flat, tree = jax.tree.flatten(stacked)
-    lists = [unstacked(*pair) for pair in zip(flat, jax.tree.leaves(stacked_shardings, is_leaf=is_none), strict=True)]
-    layers = [jax.tree.unflatten(tree, [leaf[i] for leaf in lists]) for i in range(len(lists[0]))]
-    leaves, rest_tree = jax.tree.flatten(rest)
-    leaves = [placed(*pair) for pair in zip(leaves, jax.tree.leaves(rest_shardings, is_leaf=is_none), strict=True)]
-    made: Tree = jax.tree.unflatten(rest_tree, leaves)
-    return {**made, "llm": {**made["llm"], "layers": layers}}
+
+class _Layers(list[Any]):
+    """A parameter of each layer; a leaf."""
+
+
+def _is_layers(x: Any) -> bool:
+    return isinstance(x, _Layers)
 
 
 def cache_sharding(mesh: Mesh | None, rows: int, heads: int) -> NamedSharding | None:

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from mimo_jax.inference import placement, sampling
+from mimo_jax.inference import placement, quantization, sampling
 from mimo_jax.inference.requests import MAX_STOP_TOKENS
 from mimo_jax.models import transformer
 from mimo_jax.models.mimo_audio import MimoAudio, MimoAudioConfig
@@ -81,6 +81,7 @@ class Programs:
     compute: Compute
     chunk: int
     mesh: Mesh | None = None
+    int8: bool = False
 
     def apply(self, params: Params, *args: Any, method: str) -> Any:
         return MimoAudio(self.config, self.compute).apply({"params": params}, *args, method=method)
@@ -98,7 +99,10 @@ class Programs:
         self, params: Params, text: Array, audio: Array, positions: Array, caches: LayerCaches
     ) -> tuple[Array, LayerCaches]:
         x = self.embed(params, text, audio)
-        hidden, caches = transformer.decode(self.config.llm, self.compute, params["llm"], x, positions, caches)
+        unpack = {"unpack": partial(quantization.whole, dtype=self.compute.dtype)} if self.int8 else {}
+        hidden, caches = transformer.decode(
+            self.config.llm, self.compute, params["llm"], x, positions, caches, **unpack
+        )
         return hidden, placement.constrained(caches, self.mesh)
 
     def empty_caches(self, rows: int, slots: int) -> LayerCaches:
@@ -253,6 +257,8 @@ class Programs:
         hidden = hidden[:, 0]
         bits = sampling.choice_bits(rows.seed, state.length, 1 + config.group_size * config.audio_channels)
 
+        if self.int8:
+            params = {**params, "lm_head": quantization.whole(params["lm_head"], hidden, self.compute.dtype)}
         scores = self.apply(params, hidden, method="text_logits")
         forbidden = stop_mask & (state.length < rows.min_length)[:, None]
         token = sampling.choose(scores, forbidden, rows.text, bits[:, 0])

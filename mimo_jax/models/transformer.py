@@ -302,18 +302,20 @@ def decode(
     x: Array,
     positions: Array,
     caches: LayerCaches,
+    unpack: Callable[[dict[str, Any], Array], dict[str, Any]] = lambda params, _: params,
 ) -> tuple[Array, LayerCaches]:
     """What `Transformer` with a cache computes, layer after layer without a scan.
 
     A scan copies each layer's cache in and out; separate arrays are updated in place, which makes a step of generation
-    several times faster. params: see `unstack_layers`; x [B, T, hidden_size], positions [B, T].
+    several times faster. params: see `unstack_layers`; x [B, T, hidden_size], positions [B, T]. `unpack` makes a layer's
+    parameters from what is kept of them and the layer's input.
     """
     slots = jnp.arange(caches[0][0].shape[2])[None, :]
     mask = layers.attention_mask(positions, slots, causal=True)
     block, updated = Block(config, dataclasses.replace(compute, short_attention="heads")), []
     x = x.astype(compute.dtype)
     for layer_params, layer_cache in zip(params["layers"], caches, strict=True):
-        x, (_, layer_cache) = block.apply({"params": layer_params}, x, layer_cache, positions, mask)
+        x, (_, layer_cache) = block.apply({"params": unpack(layer_params, x)}, x, layer_cache, positions, mask)
         updated.append(layer_cache)
     norm = layers.Norm("RMSNorm", config.rms_norm_eps, compute.dtype, compute.param_dtype)
     return norm.apply({"params": params["final_norm"]}, x), updated
