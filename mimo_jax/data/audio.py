@@ -109,6 +109,19 @@ def read_native(
     return _read(path, path, start, end, limits)
 
 
+def read_bytes(
+    name: str,
+    data: bytes,
+    *,
+    min_seconds: float = MIN_SECONDS,
+    max_seconds: float = MAX_SECONDS,
+    silence_peak: float = SILENCE_PEAK,
+) -> tuple[np.ndarray, int]:
+    """Like :func:`read_native` for the bytes of a whole file; ``name`` is what errors call it."""
+    _check_bytes(name, io.BytesIO(data))
+    return _read(name, io.BytesIO(data), None, None, (min_seconds, max_seconds, silence_peak))
+
+
 def _read(
     path: str | os.PathLike[str],
     source: Path | BinaryIO,

@@ -36,6 +36,8 @@ class Limits:
 
     Attributes:
       max_batch: rows that run together; further requests wait.
+      least_rows: rows on the device even if fewer are used. With `max_batch` of them their number never changes: fewer
+        programs to compile, and idle rows that are computed.
       max_positions: of a prompt and its answer together.
       room: slots for the answers that a batch starts with; they double when used up.
       positions: most positions a dispatch makes: as many come out at once.
@@ -43,6 +45,7 @@ class Limits:
     """
 
     max_batch: int = 64
+    least_rows: int = 1
     max_positions: int = MAX_POSITIONS
     room: int = 64
     positions: int = 32
@@ -265,7 +268,8 @@ class Batcher:
         # A row without a free slot cannot go on.
         need = max([SMALLEST_SLOTS, least_slots, start, *(row.length + 1 for row in held)])
         need = power_of_two(need)
-        most_rows = max(rows, power_of_two(count)) if rows < 4 * power_of_two(count) else power_of_two(count)
+        wanted = power_of_two(max(count, self.limits.least_rows))
+        most_rows = max(rows, wanted) if rows < 4 * wanted else wanted
         most_slots = max(slots, need) if slots < 4 * need else need
         if (most_rows, most_slots) == (rows, slots):
             return

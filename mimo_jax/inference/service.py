@@ -85,7 +85,7 @@ class Service:
             if self._closed:
                 raise ClosedError("the service has ended")
             # Those that find a row at once do not wait.
-            pending = len(self._new) + len(self._streams)
+            pending = len(self._new) + sum(not stream.ended for stream in self._streams.values())
             if pending >= self._batcher.limits.max_batch + self._max_waiting:
                 raise OverloadedError(f"{pending} requests are being answered or wait; try again later")
             self._new.append(stream)
@@ -176,14 +176,17 @@ class Service:
 
 
 class Stream:
-    """The updates of one request, for the thread that asked; an iterator, to be closed by who does not read it all."""
+    """The updates of one request, for the thread that asked; an iterator, to be closed by who does not read it all.
+
+    `ended`: nothing more is read from it.
+    """
 
     def __init__(self, service: Service, request: Request, max_seconds: float | None):
         self.request, self.ticket = request, 0
         self._service = service
-        self._arrived: queue.SimpleQueue[Update | Exception] = queue.SimpleQueue()
+        self._arrived: queue.SimpleQueue[Update | Exception | None] = queue.SimpleQueue()
         self._deadline = None if max_seconds is None else time.monotonic() + max_seconds
-        self._ended = False
+        self.ended = False
 
     def put(self, arrived: Update | Exception) -> None:
         """For the service's thread."""
@@ -193,7 +196,7 @@ class Stream:
         return self
 
     def __next__(self) -> Update:
-        if self._ended:
+        if self.ended:
             raise StopIteration
         left = None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
         try:
@@ -201,14 +204,17 @@ class Stream:
         except queue.Empty:
             self.close()
             raise TimeoutError("the answer took longer than a request may") from None
+        if arrived is None:  # closed by another thread
+            raise StopIteration
         if isinstance(arrived, Exception):
-            self._ended = True
+            self.ended = True
             raise arrived
-        self._ended = arrived.stop_reason is not None
+        self.ended = arrived.stop_reason is not None
         return arrived
 
     def close(self) -> None:
-        """The rest is not wanted."""
-        if not self._ended:
-            self._ended = True
+        """The rest is not wanted; may be called by another thread, while this one waits."""
+        if not self.ended:
+            self.ended = True
+            self._arrived.put(None)
             self._service._forget(self)

@@ -307,8 +307,8 @@ def decode(
     """What `Transformer` with a cache computes, layer after layer without a scan.
 
     A scan copies each layer's cache in and out; separate arrays are updated in place, which makes a step of generation
-    several times faster. params: see `unstack_layers`; x [B, T, hidden_size], positions [B, T]. `unpack` makes a layer's
-    parameters from what is kept of them and the layer's input.
+    several times faster. params: see `unstack_layers`; x [B, T, hidden_size], positions [B, T]. `unpack` makes the
+    parameters of a layer from what is kept of them and the layer's input.
     """
     slots = jnp.arange(caches[0][0].shape[2])[None, :]
     mask = layers.attention_mask(positions, slots, causal=True)

@@ -37,7 +37,7 @@ def test_requests_come_and_go(tiny):
     requests = [*random[:4], *map(tiny.request, CASES), *random[4:]]
     alone = tiny.engine.generate(requests)
     arrivals = [(when, request) for when, request in zip((0, 0, 1, 2, 2, 3, 3, 5, 5, 6, 9, 40), requests, strict=True)]
-    made, shapes = answers(tiny.engine.batcher(max_batch=4, positions=3, prefill_positions=32), arrivals)
+    made, shapes = answers(tiny.engine.batcher(max_batch=4, least_rows=1, positions=3, prefill_positions=32), arrivals)
     for parts, expected in zip(made, alone, strict=True):
         same(joined(parts), expected)
         assert [p.stop_reason is None for p in parts] == [True] * (len(parts) - 1) + [False]

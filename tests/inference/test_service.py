@@ -19,7 +19,7 @@ def tiny(lm_tiny):
 def test_threads_get_their_own_answers(tiny):
     requests = [tiny.random_request(seed, max_new=8 + seed) for seed in range(8)] + [*map(tiny.request, CASES)]
     alone = tiny.engine.generate(requests)
-    with Service(tiny.engine, max_batch=4, positions=4) as service, ThreadPoolExecutor(12) as pool:
+    with Service(tiny.engine, max_batch=4) as service, ThreadPoolExecutor(12) as pool:
         for result, expected in zip(pool.map(lambda r: joined(list(service.stream(r))), requests), alone, strict=True):
             same(result, expected)
         together = service.generate(requests[:5])
@@ -32,7 +32,7 @@ def test_threads_get_their_own_answers(tiny):
 
 def test_who_leaves_makes_room(tiny):
     endless = tiny.random_request(0, max_new=4000)
-    with Service(tiny.engine, max_batch=2, max_waiting=1, positions=2) as service:
+    with Service(tiny.engine, max_batch=2, max_waiting=1) as service:
         streams = [service.stream(endless) for _ in range(3)]
         next(streams[0])
         with pytest.raises(OverloadedError, match="3 requests"):
@@ -49,8 +49,20 @@ def test_who_leaves_makes_room(tiny):
         assert service.load == (0, 0)
 
 
+def test_a_stream_is_closed_while_its_thread_waits(tiny):
+    with Service(tiny.engine, max_batch=1) as service:
+        running, waiting = (service.stream(tiny.random_request(n, max_new=4000)) for n in range(2))
+        heard = []
+        thread = threading.Thread(target=lambda: heard.extend(waiting))
+        thread.start()
+        waiting.close()
+        thread.join(30)
+        assert not thread.is_alive() and heard == []
+        running.close()
+
+
 def test_time_is_limited(tiny):
-    with Service(tiny.engine, max_seconds=0.2, positions=1) as service:
+    with Service(tiny.engine, max_seconds=0.2) as service:
         with pytest.raises(TimeoutError):
             service.generate([tiny.random_request(0, max_new=8000)])
 
@@ -72,7 +84,7 @@ def test_a_failed_dispatch_is_told_and_forgotten(tiny, monkeypatch):
 
 
 def test_an_end_is_told_to_those_who_wait(tiny):
-    service = Service(tiny.engine, positions=1)
+    service = Service(tiny.engine)
     stream = service.stream(tiny.random_request(0, max_new=8000))
     next(stream)
     service.close()
