@@ -19,7 +19,6 @@ from collections import deque
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from mimo_jax.inference import programs as device
@@ -28,6 +27,8 @@ from mimo_jax.inference.programs import Params, Programs, Prompts, Rows, State
 from mimo_jax.inference.requests import MAX_POSITIONS, MAX_STOP_TOKENS, Request, StopReason, Update
 
 SMALLEST_SLOTS = 64
+# Positions that a dispatch can tell of, at least: whoever wants fewer at a time shares the program.
+_NEWS = 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,7 +159,8 @@ class Batcher:
             self._programs,
             self._params,
             self._state,
-            self.limits.positions,
+            power_of_two(max(_NEWS, self.limits.positions)),
+            np.int32(self.limits.positions),
             np.bool_(bool(self._waiting or self._admission)),
         )
         news = jax.device_get(news)
@@ -234,8 +236,8 @@ class Batcher:
             text[i, : row.length] = row.request.text
             is_audio = np.flatnonzero(row.request.text == config.empty_token_id)
             audio[i, is_audio] = row.request.audio[is_audio]
-        caches = self._programs.empty_caches(count, slots)
-        return Prompts(caches, jnp.asarray(text), jnp.asarray(audio), jnp.asarray(length), jnp.int32(0))
+        caches = device.empty_caches(self._programs, count, slots)
+        return Prompts(caches, *jax.device_put((text, audio, length, np.int32(0))))
 
     def _settings(self, rows: Sequence[_Row], count: int) -> Rows:
         filled = [*rows, *[rows[-1]] * (count - len(rows))]
@@ -246,15 +248,11 @@ class Batcher:
             stop[i, : len(request.stop_tokens)] = request.stop_tokens
         first = [min(len(r.text) + r.min_new, longest) for r in requests]
         forced_end = [-1 if r.forced_end is None else r.forced_end for r in requests]
-        return Rows(
-            min_length=jnp.array(first, jnp.int32),
-            max_length=jnp.array([row.limit(longest) for row in filled], jnp.int32),
-            stop_tokens=jnp.asarray(stop),
-            forced_end=jnp.array(forced_end, jnp.int32),
-            seed=jnp.array([r.seed % 2**32 for r in requests], jnp.uint32),
-            text=sampling.settings([r.text_sampling for r in requests]),
-            audio=sampling.settings([r.audio_sampling for r in requests]),
-        )
+        last = [row.limit(longest) for row in filled]
+        seeds = np.array([r.seed % 2**32 for r in requests], np.uint32)
+        columns = (np.array(first, np.int32), np.array(last, np.int32), stop, np.array(forced_end, np.int32), seeds)
+        text, audio = ([getattr(r, name) for r in requests] for name in ("text_sampling", "audio_sampling"))
+        return Rows(*jax.device_put((*columns, *map(sampling.settings, (text, audio)))))
 
     # ----- shapes ----------------------------------------------------------------------------------------------------
 
@@ -274,7 +272,7 @@ class Batcher:
         if (most_rows, most_slots) == (rows, slots):
             return
         if not held:
-            self._state, self._rows = self._programs.empty_state(most_rows, most_slots), [None] * most_rows
+            self._state, self._rows = device.empty_state(self._programs, most_rows, most_slots), [None] * most_rows
             return
         assert self._state is not None
         index = [number for number, row in enumerate(self._rows) if row is not None]

@@ -32,7 +32,7 @@ def params_shardings(
 def placed_params(
     config: MimoAudioConfig, compute: Compute, params: Tree, mesh: Mesh | None, weights: str = "full"
 ) -> Tree:
-    """Parameters on their devices in `compute.param_dtype`, the LLM's layers as a list of trees.
+    """Parameters on their devices in `compute.param_dtype`, the layers of its transformers as lists of trees.
 
     One array after the other, so that hardly more than the parameters themselves is needed.
 
@@ -52,7 +52,7 @@ def placed_params(
         # Cast where it is: a parameter in pieces never lies whole on one device.
         cast = jnp.asarray(x, compute.param_dtype) if mesh is None else x.astype(compute.param_dtype)
         on_device = jax.device_put(cast, sharding)
-        if not name.startswith("llm/layers/"):
+        if "/layers/" not in name:
             return keep(name, on_device)
         layers = [keep(name, on_device[i]) for i in range(len(on_device))]
         jax.block_until_ready(layers)
@@ -61,10 +61,17 @@ def placed_params(
         return _Layers(layers)
 
     made = jax.tree_util.tree_map_with_path(placed, params, shardings, is_leaf=lambda x: x is None)
-    layers = made["llm"]["layers"]
+    return {
+        name: _by_layer(part) if isinstance(part, dict) and "layers" in part else part for name, part in made.items()
+    }
+
+
+def _by_layer(part: Tree) -> Tree:
+    """A transformer's parameters, those of each layer together."""
+    layers = part["layers"]
     depth = len(jax.tree.leaves(layers, is_leaf=_is_layers)[0])
     stack = [jax.tree.map(lambda held, i=i: held[i], layers, is_leaf=_is_layers) for i in range(depth)]
-    return {**made, "llm": {**made["llm"], "layers": stack}}
+    return {**part, "layers": stack}
 
 
 class _Layers(list[Any]):

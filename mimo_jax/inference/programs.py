@@ -88,12 +88,19 @@ class Programs:
 
     def embed(self, params: Params, text: Array, audio: Array) -> Array:
         """As the model's `embed`, but the patch encoder runs only if there is any audio."""
+
+        def patches() -> Array:
+            x = self.apply(params, audio.reshape(-1, *audio.shape[2:]), method="patch_encoder_input")
+            index = jnp.arange(x.shape[1])[None, :]
+            frames, _ = transformer.decode(
+                self.config.patch_encoder, self.compute, params["patch_encoder"], x, index, None
+            )
+            return self.apply(
+                params, text, self.apply(params, frames, method="project_patches"), method="embed_encoded"
+            )
+
         has_audio = (text == self.config.empty_token_id).any()
-        return jax.lax.cond(
-            has_audio,
-            lambda: self.apply(params, text, audio, method="embed"),
-            lambda: self.apply(params, text, method="embed_text"),
-        )
+        return jax.lax.cond(has_audio, patches, lambda: self.apply(params, text, method="embed_text"))
 
     def backbone(
         self, params: Params, text: Array, audio: Array, positions: Array, caches: LayerCaches
@@ -108,10 +115,8 @@ class Programs:
     def empty_caches(self, rows: int, slots: int) -> LayerCaches:
         """Caches that hold nothing yet."""
         llm = self.config.llm
-        shape = (rows, llm.num_kv_heads, slots, llm.head_dim)
-        dtype = self.compute.dtype
-        make = partial(jnp.zeros, shape, dtype, device=placement.cache_sharding(self.mesh, rows, llm.num_kv_heads))
-        return [(make(), make()) for _ in range(llm.num_layers)]
+        device = placement.cache_sharding(self.mesh, rows, llm.num_kv_heads)
+        return transformer.empty_caches(llm, rows, slots, self.compute.dtype, device)
 
     def empty_state(self, rows: int, slots: int) -> State:
         """A batch that nobody uses yet."""
@@ -181,9 +186,13 @@ class Programs:
         sizes, delay = config.speech_vocab_size, np.asarray(config.delay_pattern)
         empty = jnp.asarray(config.speech_zeroemb_idx, jnp.int32)
 
-        def step(number: Array, carry: tuple[Array, Array, transformer.Cache], books: list[int]) -> Any:
+        def step(number: Array, carry: tuple[Array, Array, LayerCaches], books: list[int]) -> Any:
             x, codes, cache = carry
-            logits, cache = self.apply(params, x, number, cache, method="patch_step")
+            positions = jnp.broadcast_to(number, (batch, 1))
+            hidden, cache = transformer.decode(
+                config.patch_decoder, self.compute, params["patch_decoder"], x[:, None], positions, cache
+            )
+            logits = self.apply(params, hidden[:, 0], method="code_logits")
             frame = number - delay
             active = (frame >= 0) & (frame < group)
             now = jnp.broadcast_to(empty, (batch, channels))
@@ -203,7 +212,7 @@ class Programs:
             codes = jnp.where(here, now[:, None], codes)
             return self.apply(params, now, active, method="step_input_from_codes"), codes, cache
 
-        cache = transformer.init_cache(config.patch_decoder, batch, config.patch_steps, self.compute.dtype)
+        cache = transformer.empty_caches(config.patch_decoder, batch, config.patch_steps, self.compute.dtype)
         carry = (local_hidden, jnp.broadcast_to(empty, (batch, group, channels)), cache)
         for steps, books in self._patch_runs():
             carry = jax.lax.fori_loop(steps[0], steps[-1] + 1, partial(step, books=books), carry)
@@ -279,9 +288,12 @@ class Programs:
             rows=rows,
         )
 
-    def decode(self, params: Params, state: State, most: int, until_free: Array) -> tuple[State, News]:
-        """At most `most` more positions. Returns earlier when all rows are done or one needs more slots, and, where
-        `until_free` says so, when a row has become free."""
+    def decode(self, params: Params, state: State, width: int, most: Array, until_free: Array) -> tuple[State, News]:
+        """At most `most` more positions, and no more than `width`, for which the news have room.
+
+        Returns earlier when all rows are done or one needs more slots, and, where `until_free` says so, when a row has
+        become free.
+        """
         batch, slots = state.text.shape
         index = jnp.arange(batch)
         stops = state.rows.stop_tokens
@@ -295,13 +307,13 @@ class Programs:
             count, state = carry
             room = jnp.where(state.done, 0, state.length).max() < slots
             freed = until_free & (state.done & ~before.done).any()
-            return (count < most) & ~state.done.all() & room & ~freed
+            return (count < jnp.minimum(most, width)) & ~state.done.all() & room & ~freed
 
         def turn(carry: tuple[Array, State]) -> tuple[Array, State]:
             return carry[0] + 1, self.step(params, carry[1], stop_mask)
 
         state = jax.lax.while_loop(going, turn, (jnp.int32(0), state))[1]
-        new = jnp.clip(before.length[:, None] + jnp.arange(most), 0, slots - 1)
+        new = jnp.clip(before.length[:, None] + jnp.arange(width), 0, slots - 1)
         news = News(
             state.text[index[:, None], new], state.audio[index[:, None], new], state.length, state.done, state.stopped
         )
@@ -321,9 +333,23 @@ def insert(programs: Programs, state: State, prompts: Prompts, rows: Rows, index
 
 
 @partial(jax.jit, static_argnums=(0, 3), donate_argnums=2)
-def decode(programs: Programs, params: Params, state: State, most: int, until_free: Array) -> tuple[State, News]:
+def decode(
+    programs: Programs, params: Params, state: State, width: int, most: Array, until_free: Array
+) -> tuple[State, News]:
     """`Programs.decode`, compiled; the state given is used up."""
-    return programs.decode(params, state, most, until_free)
+    return programs.decode(params, state, width, most, until_free)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def empty_state(programs: Programs, rows: int, slots: int) -> State:
+    """`Programs.empty_state`, compiled."""
+    return programs.empty_state(rows, slots)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def empty_caches(programs: Programs, rows: int, slots: int) -> LayerCaches:
+    """`Programs.empty_caches`, compiled."""
+    return programs.empty_caches(rows, slots)
 
 
 @partial(jax.jit, static_argnums=(0, 3))

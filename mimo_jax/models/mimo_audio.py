@@ -208,6 +208,10 @@ class MimoAudio(nn.Module):
     def encode_patches(self, codes: Array) -> Array:
         """Patches [N, G, C] -> their input embeddings [N, hidden_size] (patch encoder, then projection)."""
         frames, _ = self.patch_encoder(self.patch_encoder_input(codes), jnp.arange(codes.shape[1])[None, :])
+        return self.project_patches(frames)
+
+    def project_patches(self, frames: Array) -> Array:
+        """Outputs of the patch encoder [N, G, D] -> input embeddings [N, hidden_size]."""
         return self.speech_group_downcast(frames.reshape(frames.shape[0], -1))
 
     def embed_text(self, text: Array) -> Array:
@@ -223,9 +227,12 @@ class MimoAudio(nn.Module):
 
         Runs the patch encoder on every position; `embed_gathered` spares the text positions.
         """
-        encoded = self.encode_patches(audio.reshape(-1, *audio.shape[2:])).reshape(*text.shape, -1)
+        return self.embed_encoded(text, self.encode_patches(audio.reshape(-1, *audio.shape[2:])))
+
+    def embed_encoded(self, text: Array, encoded: Array) -> Array:
+        """As `embed`, from the input embeddings [B * T, hidden_size] of each position's patch."""
         is_audio = (text == self.config.empty_token_id)[..., None]
-        return self.embed_text(text) + jnp.where(is_audio, encoded, 0.0)
+        return self.embed_text(text) + jnp.where(is_audio, encoded.reshape(*text.shape, -1), 0.0)
 
     def embed_gathered(self, text: Array, codes: Array, patch_index: Array) -> Array:
         """As `embed`, from a buffer of gathered patches.
@@ -305,7 +312,11 @@ class MimoAudio(nn.Module):
         """
         positions = jnp.broadcast_to(step, (step_input.shape[0], 1))
         hidden, cache = self.patch_decoder(step_input[:, None], positions, None, cache)
-        return [head(hidden[:, 0]) for head in self.local_heads], cache
+        return self.code_logits(hidden[:, 0]), cache
+
+    def code_logits(self, hidden: Array) -> list[Array]:
+        """Output of the patch decoder at one step [N, local_dim] -> logits of every codebook, each [N, V_r]."""
+        return [head(hidden) for head in self.local_heads]
 
     def step_input_from_codes(self, codes: Array, active: Array) -> Array:
         """Sum of embeddings of the codes sampled at one step. codes [N, C], active [C] bool -> [N, local_dim]."""

@@ -289,6 +289,15 @@ def init_cache(config: TransformerConfig, batch: int, slots: int, dtype: str = "
     return jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)
 
 
+def empty_caches(
+    config: TransformerConfig, batch: int, slots: int, dtype: str = "float32", device: Any = None
+) -> LayerCaches:
+    """Caches for `decode` that hold nothing yet; `device`: a device or sharding."""
+    shape = (batch, config.num_kv_heads, slots, config.head_dim)
+    make = functools.partial(jnp.zeros, shape, dtype, device=device)
+    return [(make(), make()) for _ in range(config.num_layers)]
+
+
 def unstack_layers(params: dict[str, Any]) -> dict[str, Any]:
     """Parameters of a `Transformer` with `layers` as a list of per-layer trees, as `decode` wants them."""
     depth = jax.tree.leaves(params["layers"])[0].shape[0]
@@ -301,20 +310,30 @@ def decode(
     params: dict[str, Any],
     x: Array,
     positions: Array,
-    caches: LayerCaches,
+    caches: LayerCaches | None,
     unpack: Callable[[dict[str, Any], Array], dict[str, Any]] = lambda params, _: params,
 ) -> tuple[Array, LayerCaches]:
-    """What `Transformer` with a cache computes, layer after layer without a scan.
+    """What `Transformer` computes, layer after layer without a scan.
 
-    A scan copies each layer's cache in and out; separate arrays are updated in place, which makes a step of generation
-    several times faster. params: see `unstack_layers`; x [B, T, hidden_size], positions [B, T]. `unpack` makes the
-    parameters of a layer from what is kept of them and the layer's input.
+    A scan copies each layer's parameters and cache out and in; separate arrays are read and updated where they lie,
+    which makes a step of generation several times faster.
+
+    Args:
+      params: see `unstack_layers`.
+      x: [B, T, hidden_size].
+      positions: [B, T] or [1, T].
+      caches: with them, slot = position and each query sees the slots up to its own; None = whole rows.
+      unpack: makes the parameters of a layer from what is kept of them and the layer's input.
     """
-    slots = jnp.arange(caches[0][0].shape[2])[None, :]
-    mask = layers.attention_mask(positions, slots, causal=True)
+    if caches is None:
+        index = jnp.arange(x.shape[1])[None, :]
+        mask = layers.attention_mask(index, index, causal=config.causal)
+    else:
+        mask = layers.attention_mask(positions, jnp.arange(caches[0][0].shape[2])[None, :], causal=True)
     block, updated = Block(config, dataclasses.replace(compute, short_attention="heads")), []
     x = x.astype(compute.dtype)
-    for layer_params, layer_cache in zip(params["layers"], caches, strict=True):
+    for number, layer_params in enumerate(params["layers"]):
+        layer_cache = None if caches is None else caches[number]
         x, (_, layer_cache) = block.apply({"params": unpack(layer_params, x)}, x, layer_cache, positions, mask)
         updated.append(layer_cache)
     norm = layers.Norm("RMSNorm", config.rms_norm_eps, compute.dtype, compute.param_dtype)

@@ -47,8 +47,9 @@ def test_answers_are_nearly_those_of_full_weights(tiny):
     logits = jax.jit(lambda p: module.apply({"params": p}, text, audio)[0])
     full = np.asarray(logits(tiny.params))
     rounded = jax.tree.map(lambda x: qwix.dequantize(x) if is_quantized(x) else x, engine._params, is_leaf=is_quantized)
-    layers = jax.tree.map(lambda *xs: np.stack(xs), *rounded["llm"]["layers"])
-    near = np.asarray(logits({**rounded, "llm": {**rounded["llm"], "layers": layers}}))
+    for name in ("llm", "patch_encoder", "patch_decoder"):
+        rounded[name]["layers"] = jax.tree.map(lambda *xs: np.stack(xs), *rounded[name]["layers"])
+    near = np.asarray(logits(rounded))
     assert 0 < np.abs(near - full).max() < 0.05 * np.abs(full).max()
     assert result.text[0] == near[0, -1].argmax()
 
@@ -59,7 +60,7 @@ def test_no_kernel_is_kept_whole(tiny):
     params = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), hf.lm_shapes(config))
     engine = Engine(config, params, weights="int8")
     state = engine._programs.empty_state(1, 64)
-    compiled = programs.decode.lower(engine._programs, engine._params, state, 4, np.bool_(False)).compile()
+    compiled = programs.decode.lower(engine._programs, engine._params, state, 4, np.int32(4), np.bool_(False)).compile()
     carried = [line.split(" while(")[0] for line in compiled.as_text().splitlines() if " while(" in line]
     assert any("s8[64,320]" in shapes for shapes in carried)
     assert not any("f32[64,320]" in shapes for shapes in carried)
