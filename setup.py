@@ -16,6 +16,7 @@ BASE = [
     "flax>=0.12.6,<0.13",
     "gin-config>=0.5",
     "grain>=0.2.14,<0.3",
+    "huggingface-hub>=0.30",
     "jax>=0.10,<0.13",
     "librosa>=0.11,<0.12",
     "msgpack>=1.0.5",

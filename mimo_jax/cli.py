@@ -34,6 +34,18 @@ def require_folders(*folders: str) -> None:
             raise UserError(f"{folder}: no such folder; run the stage that makes it, or correct the path")
 
 
+def use_compilation_cache(folder: str = "") -> None:
+    """Programs that were compiled once are read from disk the next time.
+
+    `folder`: where; empty = $JAX_COMPILATION_CACHE_DIR, which jax sees to itself, or ~/.cache/mimo_jax/jax.
+    """
+    import jax
+
+    if folder or not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        jax.config.update("jax_compilation_cache_dir", folder or str(Path.home() / ".cache" / "mimo_jax" / "jax"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
 def default_search_paths() -> list[str]:
     """Where gin files are looked for: the repository's `gin/` or an installed copy, the working folder, the root."""
     package = Path(__file__).resolve().parent

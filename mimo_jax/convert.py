@@ -167,6 +167,7 @@ def _export(options: argparse.Namespace) -> None:
     import math
 
     from mimo_jax.interop import configs, hf
+    from mimo_jax.interop.trained import load_run
 
     if options.stablehlo:
         _export_programs(options)
@@ -182,7 +183,7 @@ def _export(options: argparse.Namespace) -> None:
         if text_tokenizer is None and kind != "tokenizer" and configs.has_text_tokenizer(options.weights):
             text_tokenizer = options.weights
     else:
-        kind, config, tree = _trained(options.model_dir)
+        kind, config, tree = load_run(options.model_dir)
     target: dict[str, Any] = {"max_shard_bytes": int(options.max_shard_gb * 1e9)}
     if kind == "tokenizer":
         if options.llm_only or options.dtype or options.text_tokenizer:
@@ -236,37 +237,6 @@ def _export_programs(options: argparse.Namespace) -> None:
     platforms = options.platforms.split(",")
     names = stablehlo.save(options.out, **models, shapes=shapes, compute=Compute(dtype, dtype), platforms=platforms)
     print(f"{options.out}: {', '.join(names)} for {', '.join(platforms)}")
-
-
-def _trained(model_dir: str) -> tuple[str, Any, Any]:
-    """(kind, configuration, tree) of a run's newest checkpoint, the configuration from the run's own gin text.
-
-    The arrays are read one by one when they are written: neither the model nor the train state is ever whole in memory.
-    """
-    import gin
-
-    from mimo_jax.interop import configs
-    from mimo_jax.objectives.language_model import LanguageModelObjective
-    from mimo_jax.train import train
-    from mimo_jax.training.checkpoints import stored_params
-
-    params, mutable, meta = stored_params(model_dir, averaged=True)
-    if meta.model is not None:  # imported
-        if configs.kind_of(meta.model) == "tokenizer":
-            config = configs.tokenizer_config(meta.model, model_dir)
-            return "tokenizer", config, {"params": params["tokenizer"], **mutable}
-        return "lm", configs.lm_config(meta.model, model_dir, meta.model["empty_token_id"]), params
-    try:
-        gin.parse_config(meta.config)
-        # Of train's arguments only the objective is made: the others would open the data.
-        objective = gin.get_bindings(train, resolve_references=False)["objective"].scoped_configurable_fn()
-    except (ValueError, KeyError, OSError) as error:
-        raise UserError(f"{model_dir}: the run's configuration cannot be rebuilt: {error}") from error
-    if isinstance(objective, LanguageModelObjective):
-        return "lm", objective.model, params
-    if hasattr(objective, "tokenizer_variables"):
-        return "tokenizer", objective.config, objective.tokenizer_variables(params, mutable)
-    raise UserError(f"{model_dir}: trained with {type(objective).__name__}, which has no released layout")
 
 
 def _verify(options: argparse.Namespace) -> int:

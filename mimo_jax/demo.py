@@ -17,7 +17,7 @@ from pathlib import Path
 
 from absl import app, flags
 
-from mimo_jax.cli import UserError, log_to_stderr
+from mimo_jax.cli import UserError, log_to_stderr, use_compilation_cache
 
 _LM = flags.DEFINE_string("lm", "", "folder of the language model (released layout, with its text tokenizer)")
 _TOKENIZER = flags.DEFINE_string("tokenizer", "", "folder of the audio tokenizer (released layout)")
@@ -50,6 +50,7 @@ def demo() -> None:
     from mimo_jax.serving.voices import load_voices
 
     limits = Limits(running=2 * _BATCH.value)
+    use_compilation_cache()
     loaded = MimoAudio.load(_LM.value, _TOKENIZER.value, dtype=_DTYPE.value, max_batch=_BATCH.value)
     voices = load_voices(_VOICES.value, loaded.sample_rate) if _VOICES.value else {}
     assert isinstance(loaded.engine, Engine)

@@ -41,7 +41,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from absl import app, flags
 
-from mimo_jax.cli import UserError
+from mimo_jax.cli import UserError, use_compilation_cache
 from mimo_jax.data.audio import AudioError, load_audio, write_wav
 from mimo_jax.data.manifest import ManifestError, audio_path, read_manifest
 from mimo_jax.files import replacing, write_text
@@ -287,6 +287,7 @@ def generate() -> None:
     ignored = {"out", "batch", "manifest"}
     run = {name: flags.FLAGS[name].value for name in sorted(_OWN_FLAGS - ignored)}
     results = Results(Path(_OUT.value), run, resume=bool(_MANIFEST.value))
+    use_compilation_cache()
     model = MimoAudio.load(_LM.value, _TOKENIZER.value, dtype=_DTYPE.value, max_batch=_BATCH.value)
     inputs: Iterator[Item | tuple[str, str]] = (
         items_from_manifest(task, results.done, model.sample_rate)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import app, flags
 
-from mimo_jax.cli import UserError, log_to_stderr
+from mimo_jax.cli import UserError, log_to_stderr, use_compilation_cache
 from mimo_jax.serving.limits import Limits
 
 if TYPE_CHECKING:
@@ -75,14 +75,14 @@ def serve() -> None:
     if _HOST.value not in server.LOOPBACK and not api_key:
         _say(f"warning: {_HOST.value} can be reached from elsewhere and no --api_key is set: everybody there may ask")
 
-    _use_cache()
+    use_compilation_cache(_CACHE.value)
     from mimo_jax.inference.tasks import MimoAudio
     from mimo_jax.serving.app import Endpoint
     from mimo_jax.serving.voices import load_voices
     from mimo_jax.serving.warm_up import warm_up
 
     _say(f"loading {_LM.value} and {_TOKENIZER.value}")
-    engine = {"max_batch": limits.max_batch, "max_positions": limits.max_positions}
+    engine: dict[str, Any] = {"max_batch": limits.max_batch, "max_positions": limits.max_positions}
     model = MimoAudio.load(_LM.value, _TOKENIZER.value, dtype=_DTYPE.value, **engine)
     model = _shared(model, limits)
     voices = load_voices(_VOICES.value, model.sample_rate) if _VOICES.value else {}
@@ -119,16 +119,6 @@ def _shared(model: MimoAudio, limits: Limits) -> MimoAudio:
     # Every dispatch of so many positions gives sound to those who listen.
     service = Service(model.engine, max_waiting=limits.max_requests, positions=8)
     return MimoAudio(service, model.tokenizer, model.codec)
-
-
-def _use_cache() -> None:
-    """Programs that were compiled once are read from disk the next time."""
-    import jax
-
-    if _CACHE.value or not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        folder = _CACHE.value or str(Path.home() / ".cache" / "mimo_jax" / "jax")
-        jax.config.update("jax_compilation_cache_dir", folder)
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 
 def _say(line: str) -> None:

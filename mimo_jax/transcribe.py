@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from absl import app, flags
 
-from mimo_jax.cli import UserError
+from mimo_jax.cli import UserError, use_compilation_cache
 from mimo_jax.data.references import AudioError
 from mimo_jax.files import replacing
 
@@ -98,6 +98,7 @@ def transcribe(
 
     if not window > 1:
         raise UserError(f"--window={window}: give more than a second")
+    use_compilation_cache()
     model = MimoAudio.load(lm, tokenizer, dtype=dtype, max_batch=together)
     for path, name in zip(audio, names, strict=True):
         passages = long_audio.transcribe(

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -38,7 +39,8 @@ def placed_params(
 
     Args:
       config, compute: of the model.
-      params: the tree as trained or loaded, stacked layers, boxed or not; stays as it is.
+      params: the tree as trained or loaded, stacked layers, boxed or not; stays as it is. Its arrays may be such that
+        are read when they are used (`interop.trees.FolderArray`, `training.checkpoints.StoredArray`).
       mesh: None = the default device.
       weights: one of `quantization.WEIGHTS`.
     """
@@ -49,6 +51,8 @@ def placed_params(
     def placed(path: Any, x: Any, sharding: Any) -> Any:
         """The array, or those of each layer if it has all of them."""
         name = "/".join(key.key for key in path)
+        if not isinstance(x, jax.Array):
+            x = np.asarray(x)  # read now, where it was not yet
         # Cast where it is: a parameter in pieces never lies whole on one device.
         cast = jnp.asarray(x, compute.param_dtype) if mesh is None else x.astype(compute.param_dtype)
         on_device = jax.device_put(cast, sharding)

@@ -15,7 +15,6 @@ ended by length keeps its last position, which the released code drops.
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, Protocol
 
@@ -26,9 +25,11 @@ from mimo_jax.data import prompts
 from mimo_jax.data.postprocess import postprocess, split_thinking
 from mimo_jax.data.sequence import Layout, arrays
 from mimo_jax.data.text_tokenizer import TextTokenizer
+from mimo_jax.inference import loading
 from mimo_jax.inference.codec import AudioCodec
 from mimo_jax.inference.engine import Engine
 from mimo_jax.inference.jobs import Audio, Conversion, Job, Jobs, Message, Question, Speech
+from mimo_jax.inference.loading import Name
 from mimo_jax.inference.requests import Request, Result, Update, joined
 from mimo_jax.inference.sampling import Sampling
 from mimo_jax.inference.speech import Listener, streaming_decoder
@@ -122,29 +123,28 @@ class MimoAudio:
     @classmethod
     def load(
         cls,
-        lm_dir: str | os.PathLike[str],
-        tokenizer_dir: str | os.PathLike[str],
+        lm: Name,
+        tokenizer: Name,
         *,
+        text_tokenizer: Name | None = None,
         dtype: str = "float32",
         **engine: Any,
     ) -> MimoAudio:
-        """From folders in the released layout: language model (with its text tokenizer) and audio tokenizer.
+        """A language model with its text tokenizer, and an audio tokenizer.
 
         Args:
-          lm_dir, tokenizer_dir: the folders.
+          lm, tokenizer: each a folder in the released layout, the folder of a training run (its newest checkpoint), or
+            a repository of the Hugging Face hub ("owner/name").
+          text_tokenizer: folder of the text tokenizer, where it is not beside the language model.
           dtype: of the language model's weights, activations and cache ("bfloat16" on accelerators).
           engine: further arguments of `Engine` (max_batch, max_positions ...).
 
         Raises:
-          UserError: a folder that is missing something, named.
+          UserError: a name that leads nowhere, a folder that is missing something, named.
         """
-        from mimo_jax.interop import hf
-
-        config, params = hf.load_lm(lm_dir)
+        config, params, text = loading.language_model(lm, text_tokenizer)
         compute = Compute(dtype=dtype, param_dtype=dtype)
-        return cls(
-            Engine(config, params, compute, **engine), TextTokenizer.load(lm_dir), AudioCodec.load(tokenizer_dir)
-        )
+        return cls(Engine(config, params, compute, **engine), text, loading.codec(tokenizer))
 
     @property
     def config(self) -> MimoAudioConfig:

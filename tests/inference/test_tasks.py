@@ -5,10 +5,12 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import huggingface_hub
 import jax
 import numpy as np
 import pytest
 
+from mimo_jax import convert
 from mimo_jax.cli import UserError
 from mimo_jax.data.sequence import arrays
 from mimo_jax.data.text_tokenizer import TextTokenizer, train_text_tokenizer
@@ -260,6 +262,29 @@ def test_from_folders_to_answers(folders, wave):
     text, audio, _ = arrays([], model.tokenizer.encode, model.layout)
     assert text.shape == (0,) and audio.shape == (0, 4, 4)
     assert model.asr([wave], max_new=5)[0].positions <= 5
+
+
+def test_runs_and_repositories_are_models_too(folders, tmp_path, monkeypatch):
+    lm, tokenizer = folders
+    for name, folder in (("lm", lm), ("tokenizer", tokenizer)):
+        assert convert.main(["import", "--weights", str(folder), "--out", str(tmp_path / name)]) == 0
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", {"someone/speech": str(lm)}.__getitem__)
+    expected = MimoAudio.load(lm, tokenizer, max_batch=4, room=16).tts(["a mat"], max_new=12, seeds=[2])[0]
+    models = [
+        MimoAudio.load(tmp_path / "lm", tmp_path / "tokenizer", text_tokenizer=lm, max_batch=4, room=16),
+        MimoAudio.load("someone/speech", str(tokenizer), max_batch=4, room=16),
+    ]
+    for model in models:
+        np.testing.assert_array_equal(model.tts(["a mat"], max_new=12, seeds=[2])[0].wave, expected.wave)
+    for arguments, message in (
+        ((tmp_path / "lm", tokenizer), "has no text tokenizer"),
+        ((tmp_path / "tokenizer", tokenizer), "not of a language model"),
+        ((lm, tmp_path / "lm"), "not of an audio tokenizer"),
+        (("someone/else", tokenizer), "someone/else: no such folder, and the hub"),
+        (("/nowhere", tokenizer), "/nowhere: no such folder; give"),
+    ):
+        with pytest.raises(UserError, match=message):
+            MimoAudio.load(*arguments)
 
 
 def test_every_task_has_a_method():
