@@ -77,8 +77,9 @@ class Shapes:
 
 
 def inference_params(params: Tree) -> Tree:
-    """Parameters of the language model as the programs take them: the LLM's layers one by one, not stacked."""
-    return {**params, "llm": transformer.unstack_layers(params["llm"])}
+    """Parameters of the language model as the programs take them: layers one by one, not stacked."""
+    stacked = ("llm", "patch_encoder", "patch_decoder")
+    return {**params, **{name: transformer.unstack_layers(params[name]) for name in stacked}}
 
 
 def save(

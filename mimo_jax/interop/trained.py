@@ -8,9 +8,6 @@ from typing import Any
 
 from mimo_jax.cli import UserError
 
-# What the text of a run's configuration calls the function that it configures.
-_TRAIN = "mimo_jax.train.train"
-
 
 def is_run(folder: str | os.PathLike[str]) -> bool:
     """Whether a folder is that of a training run or of an import."""
@@ -30,6 +27,7 @@ def load_run(model_dir: str | os.PathLike[str]) -> tuple[str, Any, Any]:
 
     from mimo_jax.interop import configs
     from mimo_jax.objectives.language_model import LanguageModelObjective
+    from mimo_jax.train import train
     from mimo_jax.training.checkpoints import stored_params
 
     params, mutable, meta = stored_params(Path(model_dir), averaged=True)
@@ -41,7 +39,7 @@ def load_run(model_dir: str | os.PathLike[str]) -> tuple[str, Any, Any]:
     try:
         gin.parse_config(meta.config)
         # Of train's arguments only the objective is made: the others would open the data.
-        objective = gin.get_bindings(_TRAIN, resolve_references=False)["objective"].scoped_configurable_fn()
+        objective = gin.get_bindings(train, resolve_references=False)["objective"].scoped_configurable_fn()
     except (ValueError, KeyError, OSError) as error:
         raise UserError(f"{model_dir}: the run's configuration cannot be rebuilt: {error}") from error
     if isinstance(objective, LanguageModelObjective):

@@ -52,7 +52,7 @@ def test_long_audio_is_cut_into_pieces_of_its_mel(codec, monkeypatch):
     hop, nfft = 16, 64
     padded = np.pad(wave, nfft // 2, mode="reflect")
     second = codec_module._stack([padded[64 * hop : 127 * hop + nfft]], 63 * hop + nfft)
-    expected, frames = codec_module._encode(codec._model, codec._variables, second, np.array([64]), 4)
+    expected, frames = codec_module._encode(codec._model, codec.variables, second, np.array([64]), 4)
     np.testing.assert_array_equal(codes[16:32], expected[0, : int(frames[0])])
     (made,) = codec.decode([codes])
     np.testing.assert_allclose(made[10 * 64 : 20 * 64], codec.decode([codes[10:20]])[0], atol=1e-5)
