@@ -5,8 +5,7 @@
 A model of random weights answers with speech, `positions` patches of it (6.25 are one second), alone and in a batch of
 eight: our engine (`mimo_jax.inference.engine`) and `eager_torch`, transformers' Qwen2 layers in a loop over positions
 and the patch decoder's steps. PyTorch has the same weights, through a folder in the released layout. That an answer is
-speech is a matter of weights: a bias of the last layer adds the same vector to every hidden state, and `<|empty|>` has
-the text head's column in its direction; no work is spared by it.
+speech is a matter of weights (`speaking_models.speaking_params`); no work is spared by it.
 
 Codes are chosen as released for speech (temperature 0.9, top-p 0.95) and greedily; the text token is greedy, as in
 speech continuation. First of all the greedy answers are compared, which must be equal but for choices between two codes
@@ -19,8 +18,9 @@ and sampled answers share what is compiled). On a CPU both may use `threads` cor
 trial finds that faster: its products are small, and on cores that others use too, waiting for a second thread costs
 more than it computes.
 
-Further: the time to the first patch; the audio tokenizer's encoding and decoding of 30 s; and how near a position comes
-to the time that reading the weights and the cache from the device's memory takes at least.
+Further: the time to the first patch, and ours to the first sound (the vocoder waits for 40 mel frames); the audio
+tokenizer's encoding and decoding of 30 s; and how near a position comes to the time that reading the weights and the
+cache from the device's memory takes at least.
 
 `small` has 21 M parameters in float32, `tiny` the 4 M of `gin/models/mimo_audio_tiny.gin`; `7b` has the released shapes
 in bfloat16, for an accelerator. Prints tables and, as the last line, one JSON object.
@@ -30,7 +30,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import json
 import os
 import statistics
@@ -45,17 +44,25 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from speaking_models import (  # beside this file
+    SIZES,
+    Size,
+    bandwidth_of,
+    bytes_of_position,
+    prompts,
+    random_codec,
+    speaking_params,
+)
 
-from mimo_jax.ahead_of_time.machines import DEVICES
 from mimo_jax.inference.codec import AudioCodec
 from mimo_jax.inference.decoding import TASKS
 from mimo_jax.inference.engine import Engine
 from mimo_jax.inference.requests import Request, Result
 from mimo_jax.inference.sampling import GREEDY, Sampling
+from mimo_jax.inference.speech import streaming_decoder
 from mimo_jax.interop import hf
-from mimo_jax.models import cost, layers
+from mimo_jax.models import cost
 from mimo_jax.models.mimo_audio import MimoAudio, MimoAudioConfig
-from mimo_jax.models.tokenizer import MimoAudioTokenizer, TokenizerConfig
 from mimo_jax.models.transformer import Compute
 
 try:
@@ -72,130 +79,8 @@ DECODINGS: dict[str, Sampling] = {"sampled": TASKS["speech_to_speech"].audio, "g
 # A choice between two codes whose logits (of standard deviation 1) differ by less may go either way in float32.
 RESOLUTION = 1e-4
 AUDIO_SECONDS = 30
-
-
-@dataclasses.dataclass(frozen=True)
-class Size:
-    """What is measured: shapes of the language model and of the audio tokenizer."""
-
-    model: MimoAudioConfig
-    tokenizer: TokenizerConfig
-    dtype: str = "float32"
-
-
-SMALL = MimoAudioConfig(
-    vocab_size=4096,
-    hidden_size=384,
-    intermediate_size=1024,
-    num_hidden_layers=6,
-    num_attention_heads=6,
-    num_key_value_heads=2,
-    head_dim=64,
-    local_dim=256,
-    local_layers=4,
-    local_attn_heads=16,
-    local_ffn_dim=1024,
-    input_local_layers=2,
-    input_local_dim=256,
-    empty_token_id=4095,
-)
-SMALL_TOKENIZER = TokenizerConfig(
-    d_model=256,
-    encoder_layers=3,
-    encoder_skip_layer_id=1,
-    encoder_attention_heads=4,
-    encoder_ffn_dim=768,
-    decoder_layers=2,
-    decoder_attention_heads=4,
-    decoder_ffn_dim=768,
-    n_mels=80,
-    vocoder_dim=256,
-    vocoder_intermediate_dim=768,
-    vocoder_num_layers=4,
-    vocoder_attention_heads=4,
-)
-TINY = MimoAudioConfig(
-    vocab_size=1536,
-    hidden_size=192,
-    intermediate_size=512,
-    num_hidden_layers=4,
-    num_attention_heads=2,
-    num_key_value_heads=2,
-    head_dim=96,
-    local_dim=128,
-    local_layers=1,
-    local_attn_heads=2,
-    local_ffn_dim=384,
-    input_local_layers=1,
-    input_local_dim=128,
-    empty_token_id=1535,
-)
-SIZES = {
-    "tiny": Size(TINY, dataclasses.replace(SMALL_TOKENIZER, d_model=128, encoder_layers=2, vocoder_dim=128)),
-    "small": Size(SMALL, SMALL_TOKENIZER),
-    "7b": Size(MimoAudioConfig(), TokenizerConfig(), "bfloat16"),
-}
-
-# Bytes/s of a device's memory by the beginning of jax's `device_kind`; the first entry that fits applies. Makers' data
-# sheets; those of `ahead_of_time.machines` where it has the device.
-BANDWIDTHS: tuple[tuple[str, float], ...] = (
-    ("TPU7", DEVICES["tpu7x"].hbm_bandwidth),
-    ("TPU v4", DEVICES["v4"].hbm_bandwidth),
-    ("TPU v5 lite", DEVICES["v5e"].hbm_bandwidth),
-    ("TPU v5e", DEVICES["v5e"].hbm_bandwidth),
-    ("TPU v5", DEVICES["v5p"].hbm_bandwidth),
-    ("TPU v6", DEVICES["v6e"].hbm_bandwidth),
-    ("NVIDIA H200", 4800e9),
-    ("NVIDIA H100 NVL", 3900e9),
-    ("NVIDIA H100 PCIe", 2000e9),
-    ("NVIDIA H100", DEVICES["h100"].hbm_bandwidth),
-    ("NVIDIA A100-SXM4-80GB", 2039e9),
-    ("NVIDIA A100 80GB PCIe", 1935e9),
-    ("NVIDIA A100", 1555e9),
-    ("NVIDIA L4", 300e9),
-)
-
-
-# ----- what is generated from -----------------------------------------------------------------------------------------
-
-
-def speaking_params(config: MimoAudioConfig, dtype: str, seed: int = 0) -> dict[str, Any]:
-    """Random parameters of a model that answers with speech, whatever it is asked.
-
-    Every layer's output has a standard deviation of about 1. A bias of the last layer's values passes attention as it
-    is, since the weights of attention add up to 1, and comes out as one vector c that is in every hidden state; the
-    text head's column of `<|empty|>` points along c.
-    """
-    rng = np.random.default_rng(seed)
-
-    def values(path: tuple[Any, ...], shape: jax.ShapeDtypeStruct) -> jax.Array:
-        kind = path[-1].key
-        if kind == "scale":
-            return jnp.ones(shape.shape, dtype)
-        spread = {"bias": 0.1, "kernel": shape.shape[-2] ** -0.5 if len(shape.shape) > 1 else 1.0}.get(kind, 1.0)
-        return jnp.asarray(spread * rng.standard_normal(shape.shape, np.float32), dtype)
-
-    params = jax.tree_util.tree_map_with_path(values, hf.lm_shapes(config))
-    attention = params["llm"]["layers"]["attention"]
-    bias = rng.standard_normal((config.num_key_value_heads, config.head_dim), np.float32)
-    by_query = np.repeat(bias, config.num_attention_heads // config.num_key_value_heads, axis=0).reshape(-1)
-    constant = by_query @ np.asarray(attention["out_proj"]["kernel"][-1], np.float32)
-    scale = 2 * np.sqrt(constant.size) / np.linalg.norm(constant)
-    added = jnp.asarray(scale * bias.reshape(-1), dtype)
-    attention["v_proj"]["bias"] = attention["v_proj"]["bias"].at[-1].set(added)
-    column = jnp.asarray(2 * constant / np.linalg.norm(constant), dtype)
-    params["lm_head"]["kernel"] = params["lm_head"]["kernel"].at[:, config.empty_token_id].set(column)
-    return params
-
-
-def prompts(config: MimoAudioConfig, rows: int, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Text ids [rows, length] and codes [rows, length, G, C]: a quarter text, then speech."""
-    rng = np.random.default_rng(1)
-    text = rng.integers(0, config.empty_token_id, (rows, length)).astype(np.int32)
-    text[:, length // 4 :] = config.empty_token_id
-    shape = (rows, length, config.group_size)
-    codes = [rng.integers(0, size - 1, shape) for size in config.speech_vocab_size]
-    return text, np.stack(codes, -1).astype(np.int32)
+# Mel frames that the vocoder waits for: what `MimoAudio.stream` has unless told otherwise.
+LOOKAHEAD = 40
 
 
 # ----- contenders -----------------------------------------------------------------------------------------------------
@@ -206,8 +91,15 @@ class Ours:
 
     name = "ours"
 
-    def __init__(self, config: MimoAudioConfig, params: dict[str, Any], dtype: str, positions: int) -> None:
-        self.config, self.positions = config, positions
+    def __init__(
+        self,
+        config: MimoAudioConfig,
+        params: dict[str, Any],
+        dtype: str,
+        positions: int,
+        codec: AudioCodec | None = None,
+    ) -> None:
+        self.config, self.positions, self.codec = config, positions, codec
         self.engine = Engine(config, params, Compute(dtype=dtype, param_dtype=dtype))
 
     def requests(self, text: np.ndarray, audio: np.ndarray, sampling: Sampling) -> list[Request]:
@@ -226,6 +118,14 @@ class Ours:
         """Until the first patch of an answer is on the host."""
         for update in self.engine.stream(self.requests(text, audio, sampling)[0], positions=1):
             if len(update.codes):
+                return
+
+    def first_sound(self, text: np.ndarray, audio: np.ndarray, sampling: Sampling) -> None:
+        """Until the first samples of an answer are on the host, as `MimoAudio.stream` gives them."""
+        assert self.codec is not None
+        decoder = streaming_decoder(self.codec, self.config.group_size, LOOKAHEAD)
+        for update in self.engine.stream(self.requests(text, audio, sampling)[0]):
+            if len(decoder(update.codes.reshape(-1, self.config.audio_channels))):
                 return
 
 
@@ -290,7 +190,7 @@ def load_eager(
 
 # ----- measuring ------------------------------------------------------------------------------------------------------
 
-# What is timed: rows of the batch, "sampled", "greedy" or "first patch", the contender.
+# What is timed: rows of the batch, "sampled", "greedy", "first patch" or "first sound", the contender.
 Key = tuple[int, str, str]
 
 
@@ -305,6 +205,8 @@ def calls_of(contenders: Sequence[Ours | Eager], config: MimoAudioConfig, prompt
     text, audio = prompts(config, 1, prompt)
     for contender in contenders:
         calls[1, "first patch", contender.name] = partial(contender.first, text, audio, DECODINGS["sampled"])
+        if isinstance(contender, Ours):
+            calls[1, "first sound", contender.name] = partial(contender.first_sound, text, audio, DECODINGS["sampled"])
     return calls
 
 
@@ -370,40 +272,14 @@ def gap(
     return float(abs(values[a[frame, book]] - values[b[frame, book]]))
 
 
-def tokenizer_speed(config: TokenizerConfig, rounds: int) -> dict[str, float]:
-    """Real-time factors of the audio tokenizer (random weights) on one recording."""
-    frames = 4 * config.stride_size * config.avg_pooler
-    mel = jnp.zeros((1, frames, config.n_mels))
-    variables = jax.jit(MimoAudioTokenizer(config).init)(jax.random.key(0), mel, jnp.array([frames]))
-    codec = AudioCodec(config, layers.unbox(variables))
-    wave = 0.1 * np.random.default_rng(0).standard_normal(AUDIO_SECONDS * config.sampling_rate, np.float32)
+def tokenizer_speed(codec: AudioCodec, rounds: int) -> dict[str, float]:
+    """Real-time factors of the audio tokenizer on one recording."""
+    samples = AUDIO_SECONDS * codec.config.sampling_rate
+    wave = 0.1 * np.random.default_rng(0).standard_normal(samples, np.float32)
     codes = codec.encode([wave], 8)
     calls = {"encode": lambda: codec.encode([wave], 8), "decode": lambda: codec.decode(codes)}
     calls["decode"]()
     return {f"{name}_x_real_time": AUDIO_SECONDS / spent.wall for name, spent in medians_of(calls, rounds).items()}
-
-
-# ----- memory bandwidth -----------------------------------------------------------------------------------------------
-
-
-def bytes_of_position(config: MimoAudioConfig, dtype: str, rows: int, context: float) -> float:
-    """Bytes that a spoken position of each of `rows` rows reads at least: weights in use, and a cache of `context`.
-
-    Patch decoder and its heads count once per step that uses them: between steps, the rest of the decoder is read.
-    """
-    parts = cost.parameters(config)
-    once = ("llm", "head", "patch_encoder", "patch_projection", "hidden_projection")
-    weights = sum(parts[name] for name in once) + config.patch_steps * parts["patch_decoder"]
-    weights += config.group_size * parts["code_heads"]
-    if parts["embedding_projection"]:
-        weights += (config.patch_steps - 1) * parts["embedding_projection"]
-    cache = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * context * rows
-    return (weights + cache) * jnp.dtype(dtype).itemsize
-
-
-def bandwidth_of(device: jax.Device) -> float | None:
-    """Bytes/s of a device's memory; None where unknown, such as a CPU's."""
-    return next((rate for kind, rate in BANDWIDTHS if device.device_kind.startswith(kind)), None)
 
 
 # ----- command line ---------------------------------------------------------------------------------------------------
@@ -427,7 +303,8 @@ def main() -> None:
     size = SIZES[options.size]
     config = size.model
     params = speaking_params(config, size.dtype)
-    ours = Ours(config, params, size.dtype, options.positions)
+    codec = random_codec(size.tokenizer)
+    ours = Ours(config, params, size.dtype, options.positions, codec)
     eager = load_eager(config, params, size.dtype, options)
     contenders: list[Ours | Eager] = [ours] if eager is None else [ours, eager]
     calls = calls_of(contenders, config, options.prompt)
@@ -446,7 +323,7 @@ def main() -> None:
         print("threads of PyTorch: " + ", ".join(f"{n} at batch {rows}" for rows, n in eager.threads.items()))
     print_speed(medians, first, options.positions, result)
 
-    result |= tokenizer_speed(size.tokenizer, options.rounds)
+    result |= tokenizer_speed(codec, options.rounds)
     print(f"\naudio tokenizer, {AUDIO_SECONDS} s alone: ", end="")
     print(f"encode {result['encode_x_real_time']:.0f}, decode {result['decode_x_real_time']:.0f} x real time")
     print_bound(SIZES[asked], options, medians if asked == options.size else {}, result)
@@ -504,7 +381,7 @@ def print_speed(
     print()
     for (rows, what, name), mine in medians.items():
         theirs = medians.get((rows, what, Eager.name))
-        if name == Eager.name:
+        if name == Eager.name or what == "first sound":  # eager has no streaming decoder
             continue
         ident = f"ratio_batch{rows}" + ("" if what == "sampled" else f"_{what.replace(' ', '_')}")
         result[ident] = theirs.wall / mine.wall if theirs else None

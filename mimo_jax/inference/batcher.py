@@ -27,6 +27,9 @@ from mimo_jax.inference.programs import Params, Programs, Prompts, Rows, State
 from mimo_jax.inference.requests import MAX_POSITIONS, MAX_STOP_TOKENS, Request, StopReason, Update
 
 SMALLEST_SLOTS = 64
+# Patches that the published vocoder needs for its first sound, where it waits for 40 mel frames (16 a patch).
+FIRST_PATCHES = 3
+
 # Positions that a dispatch can tell of, at least: whoever wants fewer at a time shares the program.
 _NEWS = 32
 
@@ -42,6 +45,8 @@ class Limits:
       max_positions: of a prompt and its answer together.
       room: slots for the answers that a batch starts with; they double when used up.
       positions: most positions a dispatch makes: as many come out at once.
+      first_patches: patches of an answer that a vocoder needs before it gives sound: a dispatch ends with them, so that
+        whoever listens hears of them at once. 0 = nobody listens.
       prefill_positions: of prompts, run between two dispatches of `decode`; longer prompts take several turns.
     """
 
@@ -50,12 +55,14 @@ class Limits:
     max_positions: int = MAX_POSITIONS
     room: int = 64
     positions: int = 32
+    first_patches: int = 0
     prefill_positions: int = 2048
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            if getattr(self, field.name) < 1:
-                raise ValueError(f"{field.name} = {getattr(self, field.name)}: must be at least 1")
+            least = 0 if field.name == "first_patches" else 1
+            if getattr(self, field.name) < least:
+                raise ValueError(f"{field.name} = {getattr(self, field.name)}: must be at least {least}")
 
 
 def power_of_two(at_least: int) -> int:
@@ -70,9 +77,14 @@ class _Row:
     ticket: int
     request: Request
     length: int  # positions that exist
+    patches: int = 0  # of the answer
 
     def limit(self, longest: int) -> int:
         return min(len(self.request.text) + self.request.max_new, longest)
+
+    def before_sound(self, patches: int) -> int:
+        """Patches that the answer lacks to have so many."""
+        return max(0, patches - self.patches)
 
 
 @dataclasses.dataclass(eq=False)
@@ -162,6 +174,7 @@ class Batcher:
             power_of_two(max(_NEWS, self.limits.positions)),
             np.int32(self.limits.positions),
             np.bool_(bool(self._waiting or self._admission)),
+            np.array([row.before_sound(self.limits.first_patches) if row else 0 for row in self._rows], np.int32),
         )
         news = jax.device_get(news)
         updates = []
@@ -176,6 +189,7 @@ class Batcher:
                 self._rows[number] = None
                 reason = "stop" if news.stopped[number] else "length"
             codes = news.codes[number, made][text == self._programs.config.empty_token_id]
+            row.patches += len(codes)
             updates.append(Update(row.ticket, text.copy(), codes, reason))
         return updates
 

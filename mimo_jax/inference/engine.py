@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from jax.sharding import Mesh
 
 from mimo_jax.inference import quantization
-from mimo_jax.inference.batcher import SMALLEST_SLOTS, Batcher, Limits, power_of_two
+from mimo_jax.inference.batcher import FIRST_PATCHES, SMALLEST_SLOTS, Batcher, Limits, power_of_two
 from mimo_jax.inference.placement import placed_params
 from mimo_jax.inference.programs import Params, Programs
 from mimo_jax.inference.requests import MAX_STOP_TOKENS, Request, Result, Update, joined
@@ -98,14 +98,18 @@ class Engine:
                 updates[update.ticket].append(update)
         return [joined(parts) for parts in updates.values()]
 
-    def stream(self, request: Request, *, positions: int = 4) -> Iterator[Update]:
+    def stream(self, request: Request, *, positions: int = 4, first_patches: int = FIRST_PATCHES) -> Iterator[Update]:
         """One answer as it comes, about `positions` of it at a time; closing the iterator ends the work.
+
+        Args:
+          request: what to answer.
+          positions, first_patches: see `Limits`.
 
         Raises:
           ValueError: a request that cannot run.
         """
         self.check(request)
-        batcher = self.batcher(positions=positions)
+        batcher = self.batcher(positions=positions, first_patches=first_patches)
         batcher.submit(request)
         while batcher.busy:
             yield from batcher.turn()

@@ -288,11 +288,13 @@ class Programs:
             rows=rows,
         )
 
-    def decode(self, params: Params, state: State, width: int, most: Array, until_free: Array) -> tuple[State, News]:
+    def decode(
+        self, params: Params, state: State, width: int, most: Array, until_free: Array, until_patches: Array
+    ) -> tuple[State, News]:
         """At most `most` more positions, and no more than `width`, for which the news have room.
 
-        Returns earlier when all rows are done or one needs more slots, and, where `until_free` says so, when a row has
-        become free.
+        Returns earlier when all rows are done or one needs more slots; where `until_free` says so, when a row has
+        become free; and when a row has made as many patches as `until_patches` [B] says, if not 0.
         """
         batch, slots = state.text.shape
         index = jnp.arange(batch)
@@ -303,16 +305,20 @@ class Programs:
         )
         before = state
 
-        def going(carry: tuple[Array, State]) -> Array:
-            count, state = carry
+        def going(carry: tuple[Array, Array, State]) -> Array:
+            count, patches, state = carry
             room = jnp.where(state.done, 0, state.length).max() < slots
             freed = until_free & (state.done & ~before.done).any()
-            return (count < jnp.minimum(most, width)) & ~state.done.all() & room & ~freed
+            heard = ((patches == until_patches) & (until_patches > 0)).any()
+            return (count < jnp.minimum(most, width)) & ~state.done.all() & room & ~freed & ~heard
 
-        def turn(carry: tuple[Array, State]) -> tuple[Array, State]:
-            return carry[0] + 1, self.step(params, carry[1], stop_mask)
+        def turn(carry: tuple[Array, Array, State]) -> tuple[Array, Array, State]:
+            count, patches, state = carry
+            after = self.step(params, state, stop_mask)
+            speaks = after.text[index, after.length - 1] == self.config.empty_token_id
+            return count + 1, patches + (speaks & (after.length > state.length)), after
 
-        state = jax.lax.while_loop(going, turn, (jnp.int32(0), state))[1]
+        state = jax.lax.while_loop(going, turn, (jnp.int32(0), jnp.zeros(batch, jnp.int32), state))[2]
         new = jnp.clip(before.length[:, None] + jnp.arange(width), 0, slots - 1)
         news = News(
             state.text[index[:, None], new], state.audio[index[:, None], new], state.length, state.done, state.stopped
@@ -334,10 +340,16 @@ def insert(programs: Programs, state: State, prompts: Prompts, rows: Rows, index
 
 @partial(jax.jit, static_argnums=(0, 3), donate_argnums=2)
 def decode(
-    programs: Programs, params: Params, state: State, width: int, most: Array, until_free: Array
+    programs: Programs,
+    params: Params,
+    state: State,
+    width: int,
+    most: Array,
+    until_free: Array,
+    until_patches: Array,
 ) -> tuple[State, News]:
     """`Programs.decode`, compiled; the state given is used up."""
-    return programs.decode(params, state, width, most, until_free)
+    return programs.decode(params, state, width, most, until_free, until_patches)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))

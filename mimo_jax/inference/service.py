@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 from types import TracebackType
 
-from mimo_jax.inference.batcher import Batcher
+from mimo_jax.inference.batcher import FIRST_PATCHES, Batcher
 from mimo_jax.inference.engine import Engine
 from mimo_jax.inference.requests import Request, Result, Update, joined
 from mimo_jax.models.mimo_audio import MimoAudioConfig
@@ -36,7 +36,8 @@ class Service:
       engine: generates; nobody else should use its device meanwhile.
       max_waiting: requests that may wait for a row; more are refused.
       max_seconds: longest time a request may take, waiting included; None = any.
-      limits: attributes of `Limits`: max_batch, positions, ...; others are the engine's.
+      limits: attributes of `Limits`: max_batch, ...; others are the engine's, but for `positions` and `first_patches`,
+        which are chosen for those who listen meanwhile.
     """
 
     def __init__(
@@ -44,9 +45,9 @@ class Service:
     ) -> None:
         if max_waiting < 0:
             raise ValueError(f"max_waiting = {max_waiting}: at least 0")
-        self._engine, self._limits = engine, limits
+        self._engine, self._limits = engine, {"positions": 8, "first_patches": FIRST_PATCHES, **limits}
         self._max_waiting, self._max_seconds = max_waiting, max_seconds
-        self._batcher = engine.batcher(**limits)
+        self._batcher = engine.batcher(**self._limits)
         self._changed = threading.Condition()
         self._new: list[Stream] = []  # not yet known to the batcher
         self._gone: list[Stream] = []

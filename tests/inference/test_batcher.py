@@ -74,6 +74,31 @@ def test_a_stream_is_the_answer_in_parts(tiny):
         joined(parts[:-1])
 
 
+def test_dispatches_end_where_sound_can_begin(tiny):
+    """Patches that a vocoder needs first come as soon as they are there, also where text goes before them."""
+    request = tiny.request("gen_audio")
+    (whole,) = tiny.engine.generate([request])
+    spoken = np.flatnonzero(whole.text == tiny.config.empty_token_id)
+    assert 0 < spoken[0] and spoken[2] < 8 < len(whole.text) - 1
+    batcher = tiny.engine.batcher(positions=9, first_patches=3)
+    batcher.submit(request)
+    (update,) = batcher.turn()
+    assert len(update.codes) == 3 and len(update.text) == spoken[2] + 1
+    (rest,) = batcher.turn()
+    tiny.check("gen_audio", joined([update, rest]))
+    # Another row is no obstacle, and text alone comes as before.
+    batcher = tiny.engine.batcher(positions=9, first_patches=3)
+    tickets = [batcher.submit(tiny.request(name)) for name in ("gen_text", "gen_audio")]
+    parts = {ticket: [] for ticket in tickets}
+    while batcher.busy:
+        for update in batcher.turn():
+            parts[update.ticket].append(update)
+    tiny.check("gen_text", joined(parts[tickets[0]]))
+    assert len(parts[tickets[1]][0].text) == spoken[2] + 1
+    batcher.submit(tiny.request("gen_text"))
+    assert len(batcher.turn()[0].text) == 9
+
+
 def test_long_prompts_run_in_pieces_between_the_turns_of_others(tiny):
     rng = np.random.default_rng(0)
     long = tiny.request("gen_text", max_new=2)

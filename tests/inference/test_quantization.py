@@ -60,7 +60,9 @@ def test_no_kernel_is_kept_whole(tiny):
     params = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), hf.lm_shapes(config))
     engine = Engine(config, params, weights="int8")
     state = engine._programs.empty_state(1, 64)
-    compiled = programs.decode.lower(engine._programs, engine._params, state, 4, np.int32(4), np.bool_(False)).compile()
+    compiled = programs.decode.lower(
+        engine._programs, engine._params, state, 4, np.int32(4), np.bool_(False), np.zeros(len(state.done), np.int32)
+    ).compile()
     carried = [line.split(" while(")[0] for line in compiled.as_text().splitlines() if " while(" in line]
     assert any("s8[64,320]" in shapes for shapes in carried)
     assert not any("f32[64,320]" in shapes for shapes in carried)
