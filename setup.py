@@ -45,6 +45,7 @@ EXTRAS = {
         "pesq>=0.0.4",  # published as source only: needs a C compiler and Python's headers
         "pillow>=11",
         "pystoi>=0.4.1",
+        "sacrebleu>=2.5,<3",
         "scipy>=1.13",
     ],
     # What preparation uses beyond files it can decode: sources, and stages that work offline.
