@@ -1,6 +1,6 @@
 """Measures a trained chain on held-out speech and writes metrics.json, parts/ and samples/.
 
-    python -m mimo_jax.evaluate --gin_file=RUN_FILE.gin
+    python -m mimo_jax.evaluate_chain --gin_file=RUN_FILE.gin
 
 The run file binds the arguments of `evaluate` below (`evaluate.lm_dir = "..."` and so on).
 
@@ -87,6 +87,6 @@ def load_losses(
 
 if __name__ == "__main__":
     # gin binds the module's function, not the copy that `python -m` runs as __main__.
-    from mimo_jax.evaluate import evaluate as configured_evaluate
+    from mimo_jax.evaluate_chain import evaluate as configured_evaluate
 
     cli.run(configured_evaluate)

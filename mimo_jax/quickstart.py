@@ -175,7 +175,7 @@ def chain_stages(preset: Preset, out: Path, data: Path | None, seed: int) -> lis
         Stage(
             "evaluate",
             lambda: [
-                *("-m", "mimo_jax.evaluate", "--gin_file=gin/runs/quickstart/evaluate.gin"),
+                *("-m", "mimo_jax.evaluate_chain", "--gin_file=gin/runs/quickstart/evaluate.gin"),
                 *(f"--gin.OUT={out / 'evaluation'}", f"--gin.CORPUS={curated}", f"--gin.PREPARED={prepared}"),
                 *(f"--gin.RECOGNISER={export / 'recogniser'}", f"--gin.TOKENIZER={export / 'tokenizer'}"),
                 *(f"--gin.LANGUAGE_MODEL={export / 'language_model'}", f"--gin.SEED={seed}", *bindings("evaluate")),

@@ -32,7 +32,7 @@ def report(
 
     Args:
       out: the HTML file.
-      evaluation_dir: what `mimo_jax.evaluate` wrote.
+      evaluation_dir: what `mimo_jax.evaluate_chain` wrote.
       metrics_file: figures; default `evaluation_dir/metrics.json`.
       model_dirs: stage -> MODEL_DIR, in the order of training; their `metrics.jsonl` and `config.gin` are shown.
       quarantine: lists of skipped files.
@@ -42,7 +42,7 @@ def report(
     """
     path = Path(metrics_file or Path(evaluation_dir) / "metrics.json")
     if not path.is_file():
-        raise cli.UserError(f"{path}: no such file; run python -m mimo_jax.evaluate first")
+        raise cli.UserError(f"{path}: no such file; run python -m mimo_jax.evaluate_chain first")
     folders = dict(model_dirs or {})
     configs = {name: Path(folder) / "config.gin" for name, folder in folders.items()}
     inputs = ReportInputs(
