@@ -82,6 +82,7 @@ EXTRAS = {
         "httpx>=0.27",  # starlette's test client
         "mypy>=1.18",
         "openai>=1.60",  # the client that the endpoint is made for
+        "peft>=0.17,<1",  # loads exported adapters; needs PyTorch, beside which it is locked (requirements/torch.txt)
         "pre-commit>=4.0",
         "ruff>=0.14,<0.18",
         "selenium>=4.25",  # drives the demo where there is a Chromium

@@ -5,7 +5,8 @@
 #
 # Needs uv (the environment made by launch/test.sh has it). The files are installed with --no-deps: they name
 # everything, and tensorflow-text would otherwise bring the full TensorFlow in beside tensorflow-cpu. torch.txt has
-# PyTorch and what only it needs, without the CUDA packages of its build for Linux: launch/env.sh takes that for CPUs.
+# PyTorch, PEFT and what only they need, without the CUDA packages of PyTorch's build for Linux: launch/env.sh takes that
+# for CPUs.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -24,7 +25,8 @@ compile() {
 
 # PESQ exists as source only; it is installed apart (requirements/compiled.txt) so that a machine without a C
 # compiler loses one metric and not the installation.
-compile dev "seqio eval prepare codecs demo int8 test dev" --no-emit-package pesq --override <(echo "torch ; python_version < '3'") "$@"
+compile dev "seqio eval prepare codecs demo int8 test dev" --no-emit-package pesq \
+  --override <(printf "%s ; python_version < '3'\n" torch peft) "$@"
 # The others take their versions from dev: what was tested together is what gets installed.
 compile quickstart "seqio eval" --no-emit-package pesq --constraint requirements/dev.txt
 compile seqio "seqio" --constraint requirements/dev.txt
@@ -39,6 +41,6 @@ compile compile "compile" --constraint requirements/dev.txt
 in_dev=()
 while read -r name; do in_dev+=(--no-emit-package "$name"); done \
   < <(sed -nE 's/^([A-Za-z0-9_.-]+)(\[.*\])?==.*/\1/p' requirements/dev.txt)
-grep -o 'torch>=[^"]*' setup.py | "$uv" pip compile - --quiet --python-platform windows --python-version 3.11 \
+grep -oE '\b(torch|peft)>=[^"]*' setup.py | "$uv" pip compile - --quiet --python-platform windows --python-version 3.11 \
   --constraint requirements/dev.txt "${in_dev[@]}" "$@" --no-header --output-file requirements/torch.txt
 echo "requirements/torch.txt: $(grep -c '==' requirements/torch.txt) packages"
