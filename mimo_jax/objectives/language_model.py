@@ -107,6 +107,17 @@ class LanguageModelObjective:
             audio_nll = jnp.where(labelled.used[:, None, None], audio_nll, 0.0)
         return Losses(text_sum, text_nll, weight, audio_nll, labelled.used, overflow)
 
+    def position_losses(self, params: Params, batch: Batch) -> tuple[Array, Array]:
+        """Cross entropy in nats of the text id [B, T] and of the codes [B, T, C], frames added up, AT each position.
+
+        0 where a position carries no loss. Patches without room (see `patch_capacity`) have none either.
+        """
+        losses = self.losses(params, batch, audio_losses=True)
+        assert losses.audio_nll is not None
+        # A slot is that of the position before, whose hidden state drives the patch.
+        audio = patches.place(losses.audio_nll.sum(axis=1), self._gather_labelled(batch).slot)
+        return losses.text_nll, jnp.pad(audio[:, :-1], ((0, 0), (1, 0), (0, 0)))
+
     def totals(self, batch: Batch) -> dict[str, Array]:
         """What the losses of a batch are divided by; of parts of a batch, they add up to the whole batch's."""
         return {"text_weight": self._text_weight(batch).sum(), "patches": self._gather_labelled(batch).kept}

@@ -137,6 +137,12 @@ def _make(
     )
 
 
+def utterance_of(voice: Voice, text: str, noise: Noise | None = None, **levels: str) -> Utterance:
+    """An utterance that is no part of the corpus: levels of style by dimension ("rate": "fast"), else normal."""
+    made = _make(generator(0), voice, text, {**_NORMAL, **levels}, variation=0.0)
+    return replace(made, noise=noise, noise_key=tuple(text.encode())) if noise else made
+
+
 def _place(utterance: Utterance, subset: str, split: str, index: int) -> Utterance:
     """Gives an utterance its id, file and split."""
     name = utterance_id(subset, split, index)

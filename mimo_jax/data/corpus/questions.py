@@ -8,7 +8,7 @@ import numpy as np
 
 from mimo_jax.data.corpus.texts import pick
 
-_NUMBERS = (
+NUMBERS = (
     *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"),
     *("thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty"),
 )
@@ -66,14 +66,18 @@ def question(rng: np.random.Generator) -> Question:
 
 
 def _arithmetic(rng: np.random.Generator) -> tuple[str, str, str]:
-    a, b = (int(n) for n in rng.integers(0, 11, 2))
-    if rng.random() < 0.5:
-        operation, answer = f"{_NUMBERS[a]} plus {_NUMBERS[b]}", _NUMBERS[a + b]
-    else:
-        a, b = max(a, b), min(a, b)
-        operation, answer = f"{_NUMBERS[a]} minus {_NUMBERS[b]}", _NUMBERS[a - b]
+    operation, answer = sum_or_difference(rng)
     asked = pick(rng, ("what is {}", "how much is {}", "what do you get for {}")).format(operation)
     return asked, f"{operation} is {{}}", answer
+
+
+def sum_or_difference(rng: np.random.Generator) -> tuple[str, str]:
+    """An operation on two numbers up to ten, and its result: ("three plus four", "seven")."""
+    a, b = (int(n) for n in rng.integers(0, 11, 2))
+    if rng.random() < 0.5:
+        return f"{NUMBERS[a]} plus {NUMBERS[b]}", NUMBERS[a + b]
+    a, b = max(a, b), min(a, b)
+    return f"{NUMBERS[a]} minus {NUMBERS[b]}", NUMBERS[a - b]
 
 
 def _opposite(rng: np.random.Generator) -> tuple[str, str, str]:
