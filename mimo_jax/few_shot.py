@@ -2,9 +2,10 @@
 
     python -m mimo_jax.few_shot make --tokenizer=TOKENIZER --prepared=PREPARED --out=few_shot.npz
     python -m mimo_jax.few_shot score --lm=LM --set=few_shot.npz
+    python -m mimo_jax.few_shot report --model_dir=STAGE1 --model_dir=STAGE2 --set=few_shot.npz --out=emergence.html
 
-A training run scores its set at token milestones (`gin/runs/emergence/joint.gin`); `score` does it once, for a model in
-the released layout, and prints each task's share of right choices with its 95 % interval beside chance.
+A training run scores its set at token milestones (`gin/runs/emergence/joint.gin`), and `report` draws the scores
+against tokens seen. `score` does it once, for a model in the released layout. Both show chance and 95 % intervals.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m mimo_jax.few_shot", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    commands = parser.add_subparsers(required=True, metavar="make | score")
+    commands = parser.add_subparsers(required=True, metavar="make | score | report")
     command = commands.add_parser("make", help="questions in the voices of the built-in corpus -> one file")
     command.set_defaults(run=_make)
     command.add_argument("--tokenizer", required=True, help="folder of the audio tokenizer (released layout)")
@@ -51,6 +52,11 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--rows", type=int, default=8, help="rows of a batch")
     command.add_argument("--context", type=int, default=256, help="positions of a row")
     command.add_argument("--out", help="JSON file of the figures")
+    command = commands.add_parser("report", help="scores of training stages against tokens seen, as a page")
+    command.set_defaults(run=_report)
+    command.add_argument("--model_dir", required=True, action="append", help="of a stage; in the order of training")
+    command.add_argument("--set", required=True, help="file that `make` wrote")
+    command.add_argument("--out", required=True, help="HTML file to write")
     return parser
 
 
@@ -109,6 +115,24 @@ def _score(options: argparse.Namespace) -> None:
         print(f" {figures[f'few_shot/{name}_margin']:>13.2f}")
     if options.out:
         write_text(options.out, json.dumps(figures, indent=2) + "\n")
+
+
+def _report(options: argparse.Namespace) -> None:
+    require_folders(*options.model_dir)
+    from mimo_jax.evaluation.few_shot import curves
+    from mimo_jax.evaluation.few_shot.choices import ChoiceSet
+    from mimo_jax.evaluation.report import read_curve
+    from mimo_jax.evaluation.report_page import page
+
+    questions = ChoiceSet.load(options.set)
+    stages = {folder: read_curve(folder) for folder in options.model_dir}
+    body = curves.section(stages, questions)
+    if not body:
+        raise UserError(f"{', '.join(options.model_dir)}: no few-shot scores; bind train.evaluation_hooks in the run")
+    write_text(options.out, page("Emergence", "Scores of few-shot tasks over the run", "", body))
+    for name, first, last, low, high, chance, count in curves.rows(curves.curves(stages), questions):
+        print(f"{name:<16} {first:.3f} -> {last:.3f} ({low:.3f}..{high:.3f}), chance {chance:.3f}, {count} questions")
+    print(options.out)
 
 
 if __name__ == "__main__":

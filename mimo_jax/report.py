@@ -27,6 +27,7 @@ def report(
     title: str = "mimo_jax",
     lead: str = "",
     command: str = "",
+    few_shot: str | None = None,
 ) -> None:
     """Writes `out`.
 
@@ -39,6 +40,7 @@ def report(
       corpus: facts about the corpus.
       title, lead: headline and the sentence under it.
       command: the exact command of the run.
+      few_shot: file of the few-shot questions that the stages were scored on (`mimo_jax.few_shot make`).
     """
     path = Path(metrics_file or Path(evaluation_dir) / "metrics.json")
     if not path.is_file():
@@ -54,6 +56,7 @@ def report(
         corpus=dict(corpus or {}),
         quarantine=quarantine,
         command=command,
+        few_shot=few_shot,
         config={name: file.read_text(encoding="utf-8") for name, file in configs.items() if file.is_file()},
     )
     write_report(out, inputs)

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from mimo_jax.evaluation import charts, report_media, report_page
+from mimo_jax.evaluation.few_shot import curves
+from mimo_jax.evaluation.few_shot.choices import ChoiceSet
 from mimo_jax.files import write_text
 
 _CURVES_FILE = "metrics.jsonl"
@@ -32,6 +34,7 @@ class ReportInputs:
         quarantine: ``quarantine.jsonl`` files.
         command: the exact command of the run.
         config: resolved gin text of each stage.
+        few_shot: file of the few-shot questions that the stages were scored on.
         listen: items with players; clip_seconds cuts each.
     """
 
@@ -44,6 +47,7 @@ class ReportInputs:
     quarantine: Sequence[str | os.PathLike[str]] = ()
     command: str = ""
     config: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    few_shot: str | os.PathLike[str] | None = None
     listen: int = 6
     clip_seconds: float = 8.0
 
@@ -60,6 +64,7 @@ def render(inputs: ReportInputs) -> str:
             _listen(inputs),
             _spectrograms(inputs),
             _curves(inputs),
+            _few_shot(inputs),
             _codebooks(inputs.metrics),
             _figures(inputs.metrics),
             _facts(inputs),
@@ -217,6 +222,13 @@ def _curves(inputs: ReportInputs) -> str:
         chart = charts.line_chart([charts.Line("train", _thin(points), "c0")], label, "loss")
         cards.append(f'<div class="card"><h3>{escape(name)}: training loss</h3>{chart}</div>')
     return f'<h2>Learning curves</h2><div class="grid2">{"".join(cards)}</div>'
+
+
+def _few_shot(inputs: ReportInputs) -> str:
+    if inputs.few_shot is None:
+        return ""
+    stages = {name: read_curve(folder) for name, folder in inputs.model_dirs.items()}
+    return curves.section(stages, ChoiceSet.load(inputs.few_shot))
 
 
 def _held_out_cards(stages: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:

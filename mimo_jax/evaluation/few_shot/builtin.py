@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -117,14 +118,14 @@ def _arithmetic(task: str, rng: np.random.Generator, shots: int, say: Callable[[
 
     shown: list[tuple[str, str]] = []
     while len(shown) < shots:
-        operation = _operation(rng, "train")
-        if operation not in shown:
-            shown.append(operation)
+        pair = _operation(rng, "train")
+        if pair not in shown:
+            shown.append(pair)
     operation, right = _operation(rng, "validation")
     wrong = [word for word in questions.NUMBERS if word != right]
     words = [right, *rng.choice(wrong, _CANDIDATES - 1, replace=False)]
     order = rng.permutation(_CANDIDATES)
-    examples = [(asked(o), answered(word)) for o, word in shown]
+    examples = [(asked(example), answered(word)) for example, word in shown]
     prompt = prompts.few_shot_question_answering("", examples, asked(operation), answers_aloud)
     query = -3 if answers_aloud else -2  # the segment with the question, before a new line and where speech begins
     without = [*prompt[:query], *prompt[query + 1 :]]
@@ -181,12 +182,12 @@ def _outputs(task: str, voices: Sequence[Voice]) -> list[Callable[[str], Utteran
     """What an output may be, given its text; of denoising the first is the right one."""
     speaker, others = voices[0], voices[1:]
     if task == "voice":
-        return [lambda text, voice=voice: utterance_of(voice, text) for voice in others]
+        return [partial(utterance_of, voice) for voice in others]
     if task == "denoising":
         noises = [None, *(Noise(kind, _SNR_DB) for kind in _NOISES)]
-        return [lambda text, noise=noise: utterance_of(speaker, text, noise) for noise in noises]
+        return [partial(utterance_of, speaker, noise=noise) for noise in noises]
     levels = _STYLES if task == "style" else _RATES
-    return [lambda text, level=level: utterance_of(speaker, text, **level) for level in levels]
+    return [partial(utterance_of, speaker, noise=None, **level) for level in levels]
 
 
 def _completed(prompt: Sequence[Segment], candidate: str | prompts.SpokenText) -> list[Segment]:

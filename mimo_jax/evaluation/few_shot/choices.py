@@ -13,7 +13,7 @@ import numpy as np
 
 from mimo_jax.cli import UserError
 from mimo_jax.data.packing import best_fit
-from mimo_jax.data.sequence import Encode, Layout, Segment, expand_audio, render
+from mimo_jax.data.sequence import Encode, Layout, Segment, SpecialTokens, expand_audio, render
 from mimo_jax.files import replacing
 
 FORMAT = 1
@@ -135,9 +135,11 @@ class ChoiceSet:
         """Task -> number of questions."""
         return {name: int((self.task == number).sum()) for number, name in enumerate(self.tasks)}
 
-    def layout(self) -> dict[str, Any]:
-        """The sequence layout, as a dict, that its sequences were made with."""
-        return dict(self.facts["layout"])
+    def layout(self) -> Layout:
+        """The sequence layout that its sequences were made with."""
+        fields = self.facts["layout"]
+        special, empty_codes = SpecialTokens(**fields["special"]), tuple(fields["empty_codes"])
+        return Layout(**{**fields, "special": special, "empty_codes": empty_codes})
 
     def batches(self, rows: int, context: int, layout: Layout) -> list[dict[str, np.ndarray]]:
         """All sequences packed into batches [rows, context] of what `LanguageModelObjective` reads, and `sequence`.

@@ -10,7 +10,6 @@ import jax
 import numpy as np
 
 from mimo_jax.cli import UserError
-from mimo_jax.data.sequence import Layout, SpecialTokens
 from mimo_jax.evaluation.few_shot.choices import ChoiceSet
 from mimo_jax.objectives.language_model import LanguageModelObjective
 from mimo_jax.parallel import mesh as mesh_lib
@@ -35,9 +34,7 @@ class FewShot:
 
     def __init__(self, path: str, objective: LanguageModelObjective, rows: int = 8, context: int = 256):
         self._set = ChoiceSet.load(path)
-        fields = self._set.layout()
-        special = SpecialTokens(**fields.pop("special"))
-        layout = Layout(special=special, **{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+        layout = self._set.layout()
         model = objective.model
         for name, mine, its in (
             ("<|empty|>", layout.special.empty, model.empty_token_id),
@@ -60,7 +57,7 @@ class FewShot:
         sums = np.zeros(len(self._set.length))
         mesh = jax.sharding.get_mesh()
         for batch in self._batches:
-            inputs = {name: x for name, x in batch.items() if name != "sequence"}
+            inputs: dict[str, Any] = {name: x for name, x in batch.items() if name != "sequence"}
             if not mesh.empty:
                 inputs = mesh_lib.put_batch(_of_this_process(inputs), mesh)
             text, audio = self._compiled(params, inputs)
