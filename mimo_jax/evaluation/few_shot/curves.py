@@ -1,4 +1,4 @@
-"""Few-shot scores against tokens seen, as in Figure 1 of arXiv 2512.23808, for one run: charts and a table.
+"""Few-shot scores against tokens seen, as in Figure 1 of arXiv 2512.23808, for one run: charts and a table."""
 
 from __future__ import annotations
 
