@@ -94,13 +94,13 @@ class Chain:
         """Seconds of each stage so far, attempts that were cut short included."""
         return {name: round(entry["seconds"], 1) for name, entry in self.state["stages"].items()}
 
-    def run(self, stages: Sequence[Stage]) -> None:
-        """Runs what is not done yet."""
+    def run(self, stages: Sequence[Stage], independent: bool = False) -> None:
+        """Runs what is not done yet; with `independent`, no stage needs another: one that changed runs again alone."""
         fresh = False
         for number, stage in enumerate(stages, start=1):
             arguments = list(stage.arguments())
             entry = self.state["stages"].setdefault(stage.name, {"seconds": 0.0, "done": False, "arguments": arguments})
-            if entry["done"] and entry["arguments"] == arguments and not fresh:
+            if entry["done"] and entry["arguments"] == arguments and (independent or not fresh):
                 logger.info("[%d/%d] %s: done (%.0f s)", number, len(stages), stage.name, entry["seconds"])
                 continue
             if entry["done"] or entry["arguments"] != arguments:

@@ -37,6 +37,14 @@ def test_stages_run_once_in_order_and_later_ones_again_after_a_change(tmp_path):
     assert log(tmp_path) == "abcbc"
 
 
+def test_independent_stages_do_not_run_again_for_each_other(tmp_path):
+    Chain(tmp_path).run([stage(tmp_path, "a"), stage(tmp_path, "b")], independent=True)
+    Chain(tmp_path).run(
+        [stage(tmp_path, "a", code="x = 1"), stage(tmp_path, "b"), stage(tmp_path, "c")], independent=True
+    )
+    assert log(tmp_path) == "abac"
+
+
 def test_a_command_may_depend_on_what_earlier_stages_wrote(tmp_path):
     seen = []
 
