@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 from typing import Any
 
 from mimo_jax.cli import UserError
 from mimo_jax.data.text_tokenizer import TextTokenizer
+from mimo_jax.inference.arguments import is_repository
 from mimo_jax.inference.codec import AudioCodec
 from mimo_jax.models.mimo_audio import MimoAudioConfig
 
 Name = str | os.PathLike[str]
-
-_HUB_ID = re.compile(r"[\w-]+(\.[\w-]+)*/[\w-]+(\.[\w-]+)*")
 
 
 def found(name: Name) -> Path:
@@ -26,7 +24,7 @@ def found(name: Name) -> Path:
     folder = Path(name)
     if folder.is_dir():
         return folder
-    if isinstance(name, str) and _HUB_ID.fullmatch(name):
+    if isinstance(name, str) and is_repository(name):
         from huggingface_hub import snapshot_download
 
         try:
@@ -47,18 +45,24 @@ def language_model(name: Name, text_tokenizer: Name | None = None) -> tuple[Mimo
     Raises:
       UserError: a name that leads nowhere, a model of another kind, anything missing.
     """
-    from mimo_jax.interop import hf, trained
+    from mimo_jax.interop import configs, hf, trained
 
     folder = found(name)
+    text = None if text_tokenizer is None else configs.read_text_tokenizer(found(text_tokenizer))
     if not trained.is_run(folder):
-        config, params = hf.load_lm(folder, lazily=True)
-        return config, params, TextTokenizer.load(found(text_tokenizer) if text_tokenizer else folder)
+        empty = None
+        if text is None:
+            text = configs.read_text_tokenizer(folder)
+        elif configs.read_config(folder).get("empty_token_id") is None and not configs.has_text_tokenizer(folder):
+            empty = text.special.empty  # else the folder knows its own, which must be the same
+        config, params = hf.load_lm(folder, lazily=True, empty_token_id=empty)
+        return config, params, text
     kind, config, params = trained.load_run(folder)
     if kind != "lm":
         raise UserError(f"{folder}: a run of an audio tokenizer, not of a language model")
-    if text_tokenizer is None:
-        raise UserError(f"{folder}: a training run has no text tokenizer; name its folder (PREPARED/text_tokenizer)")
-    return config, params, TextTokenizer.load(found(text_tokenizer))
+    if text is None:
+        raise UserError(f"{folder}: a training run has no text tokenizer; text_tokenizer = PREPARED/text_tokenizer")
+    return config, params, text
 
 
 def codec(name: Name) -> AudioCodec:
