@@ -1,6 +1,7 @@
-"""The command line of generation: its errors, a run over a manifest with bad records, and resuming it."""
+"""The commands that use a model: what names it, mistakes, a run over a manifest with bad records, resuming it."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -8,10 +9,12 @@ import jax
 import numpy as np
 import pytest
 
-from mimo_jax import generate
+from mimo_jax import convert, generate, transcribe
 from mimo_jax.data.audio import write_wav
 from mimo_jax.data.manifest import Record, write_manifest
 from mimo_jax.data.text_tokenizer import train_text_tokenizer
+from mimo_jax.inference.decoding import TASKS
+from mimo_jax.inference.inputs import SOURCES
 from mimo_jax.interop import hf
 from tests.inference.test_tasks import tiny_config
 
@@ -37,20 +40,6 @@ def folders(tokenizer_tiny, tmp_path_factory):
     return folder, folder / "lm", tokenizer_tiny
 
 
-def run(*flags):
-    """`main` in this process, as if from the command line; returns the exit code."""
-    generate.flags.FLAGS.unparse_flags()
-    generate.flags.FLAGS(["generate", *flags])
-    try:
-        generate.main(["generate"])
-    except SystemExit as stop:
-        return stop.code
-    finally:
-        for name in generate._OWN_FLAGS:
-            generate.flags.FLAGS[name].unparse()
-    return 0
-
-
 def model_flags(folders):
     return f"--lm={folders[1]}", f"--tokenizer={folders[2]}"
 
@@ -59,7 +48,13 @@ def model_flags(folders):
     "flags, message",
     [
         (["--task=asr"], "--lm is missing"),
-        (["--lm=/nowhere", "--tokenizer=/nowhere", "--task=asr"], "--lm=/nowhere: no such folder"),
+        (["--lm=/nowhere", "--tokenizer=/nowhere", "--task=asr"], "--lm=/nowhere: no such folder, and no repository"),
+        (["MODEL", "--text_tokenizer=nowhere", "--task=asr"], "--text_tokenizer=nowhere: no such folder"),
+        (["MODEL"], "--task is missing"),
+        (["MODEL", "--task=sing"], "--task: invalid choice: 'sing'"),
+        (["MODEL", "--tas=asr"], "unexpected argument '--tas=asr'"),
+        (["MODEL", "--task=asr", "a.wav"], "unexpected argument 'a.wav'"),
+        (["MODEL", "--task=asr", "--batch=0"], "--batch: '0' is no integer of at least 1"),
         (["MODEL", "--task=asr"], "--task=asr needs --audio"),
         (["MODEL", "--task=tts", "--audio=a.wav"], "--task=tts needs --text"),
         (["MODEL", "--task=tts", "--text=x", "--audio=a.wav"], "takes no --audio"),
@@ -71,38 +66,90 @@ def model_flags(folders):
 )
 def test_mistakes_are_named(folders, tmp_path, capsys, flags, message):
     expanded = [part for flag in flags for part in (model_flags(folders) if flag == "MODEL" else [flag])]
-    assert run(*expanded, f"--out={tmp_path}") == 2
+    assert generate.main([*expanded, f"--out={tmp_path}"]) == 2
     error = capsys.readouterr().err
     assert message in error and error.startswith("error: ")
 
 
 def test_manifest_with_resume(folders, tmp_path, capsys):
     flags = [*model_flags(folders), "--task=pretrain_asr", f"--manifest={folders[0]}", "--max_new=4", "--batch=2"]
-    assert run(*flags, f"--out={tmp_path / 'whole'}") == 0
+    assert generate.main([*flags, f"--out={tmp_path / 'whole'}"]) == 0
     whole = (tmp_path / "whole" / "results.jsonl").read_bytes()
     lines = [json.loads(line) for line in whole.splitlines()]
     assert [line["id"] for line in lines] == ["0", "1", "broken", "2", "3", "4"]
     assert "broken.wav" in lines[2]["error"] and all("text" in line for line in lines if line["id"] != "broken")
 
-    assert run(*flags, f"--out={tmp_path / 'cut'}") == 0
+    assert generate.main([*flags, f"--out={tmp_path / 'cut'}"]) == 0
     results = tmp_path / "cut" / "results.jsonl"
     results.write_bytes(whole[: len(whole) // 2])  # killed in the middle of a line
-    assert run(*flags, f"--out={tmp_path / 'cut'}") == 0
+    assert generate.main([*flags, f"--out={tmp_path / 'cut'}"]) == 0
     assert results.read_bytes() == whole
 
     capsys.readouterr()
-    assert run(*flags, "--max_new=5", f"--out={tmp_path / 'cut'}") == 2
+    assert generate.main([*flags, "--max_new=5", f"--out={tmp_path / 'cut'}"]) == 2
     assert "other settings" in capsys.readouterr().err
 
 
 def test_speech_is_written(folders, tmp_path, capsys):
     flags = [*model_flags(folders), "--task=continue_speech", f"--audio={folders[0] / '3.wav'}", "--max_new=4"]
-    assert run(*flags, f"--out={tmp_path}") == 0
+    assert generate.main([*flags, f"--out={tmp_path}"]) == 0
     (line,) = [json.loads(x) for x in capsys.readouterr().out.splitlines()]
     assert line["id"] == "3" and line["seconds"] >= 0
     assert ("audio" in line) == (tmp_path / "3.wav").is_file()
 
 
-def test_help_explains_the_tasks():
-    done = subprocess.run([sys.executable, "-m", "mimo_jax.generate", "--help"], capture_output=True, text=True)
-    assert "--dialogue is a JSON list of turns" in done.stdout and "--max_new" in done.stdout
+def test_training_runs_with_a_text_tokenizer(folders, tmp_path, capsys):
+    lm, tokenizer = folders[1:]
+    for source, name in ((lm, "lm"), (tokenizer, "tokenizer")):
+        assert convert.main(["import", f"--weights={source}", f"--out={tmp_path / name}"]) == 0
+    run = [f"--lm={tmp_path / 'lm'}", f"--tokenizer={tmp_path / 'tokenizer'}"]
+    task = ["--task=pretrain_asr", f"--audio={folders[0] / '0.wav'}", "--max_new=4"]
+    for flags, out in ((model_flags(folders), "a"), ([*run, f"--text_tokenizer={lm}"], "b")):
+        assert generate.main([*flags, *task, f"--out={tmp_path / out}"]) == 0
+    (expected, made) = [(tmp_path / out / "results.jsonl").read_text() for out in "ab"]
+    assert made == expected
+    assert generate.main([*run, *task, f"--out={tmp_path / 'c'}"]) == 2
+    assert "a training run has no text tokenizer" in capsys.readouterr().err
+
+
+def test_weights_without_a_text_tokenizer(folders, tmp_path, capsys):
+    config = json.loads((folders[1] / "config.json").read_text())
+    del config["empty_token_id"]  # the released folder does not have it either
+    (tmp_path / "lm").mkdir()
+    (tmp_path / "lm" / "config.json").write_text(json.dumps(config))
+    (tmp_path / "lm" / "model.safetensors").symlink_to(folders[1] / "model.safetensors")
+    flags = [f"--lm={tmp_path / 'lm'}", f"--tokenizer={folders[2]}", "--task=pretrain_asr"]
+    flags += [f"--audio={folders[0] / '0.wav'}", "--max_new=4", f"--out={tmp_path / 'out'}"]
+    assert generate.main(flags) == 2
+    assert "no usable text tokenizer" in capsys.readouterr().err
+    assert generate.main([*flags, f"--text_tokenizer={folders[0] / 'text'}"]) == 0
+
+
+def test_a_silent_recording_has_an_empty_transcript(folders, tmp_path):
+    write_wav(tmp_path / "silence.wav", np.zeros(24000, np.float32))
+    flags = [f"--audio={tmp_path / 'silence.wav'}", "--format=vtt", f"--out={tmp_path / 'out'}"]
+    assert transcribe.main([*model_flags(folders), *flags]) == 0
+    assert (tmp_path / "out" / "silence.vtt").read_text().split() == ["WEBVTT"]
+
+
+def test_help_is_quick_to_come_and_explains_the_tasks():
+    """All commands in one process: they share the names of their options."""
+    code = """
+import sys
+from mimo_jax import demo, generate, serve, transcribe
+for command in (demo, serve, transcribe, generate):
+    try:
+        command.main(["--help"])
+    except SystemExit as end:
+        assert end.code == 0
+assert not {"jax", "starlette", "gradio", "huggingface_hub"} & set(sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "--dialogue is a JSON list of turns" in done.stdout and "--no-thinking" in done.stdout
+    assert done.stdout.count("--text_tokenizer TEXT_TOKENIZER") >= 4 and "(default: 256)" in done.stdout
+
+
+def test_tasks_on_the_command_line():
+    """All but the one whose questions come with examples of their own."""
+    assert set(SOURCES) == set(TASKS) - {"few_shot_question_answering"}
+    assert set(SOURCES) <= set(re.findall(r"\w+", generate.__doc__))

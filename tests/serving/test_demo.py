@@ -321,6 +321,7 @@ def test_the_command_explains_mistakes(tmp_path):
     for flags, message in (
         ([], "--lm is missing"),
         (["--lm=/nowhere", f"--tokenizer={tmp_path}"], "--lm=/nowhere: no such folder"),
+        ([f"--lm={tmp_path}", f"--tokenizer={tmp_path}", "--voices=/nowhere"], "--voices=/nowhere: no such folder"),
         (["here"], "unexpected argument 'here'"),
     ):
         command = [sys.executable, "-m", "mimo_jax.demo", *flags]
