@@ -73,7 +73,11 @@ class Handler(BaseHTTPRequestHandler):
         elif failure != "bad JSON":
             if self.headers["Content-Type"] == "application/json":
                 body = json.loads(body)
-            content = json.dumps(self.server.answer(self.path, body)).encode()
+            answer = self.server.answer(self.path, body)
+            if isinstance(answer, tuple):
+                status, headers, content = answer
+            else:
+                content = json.dumps(answer).encode()
         self.send_response(status)
         for name, value in {"Content-Length": str(len(content)), **headers}.items():
             self.send_header(name, value)
@@ -155,12 +159,11 @@ def test_waits_double(server, monkeypatch):
     from mimo_jax.evaluation.plugins import endpoint
 
     waits = []
-    monkeypatch.setattr(endpoint.time, "sleep", waits.append)
+    monkeypatch.setattr(endpoint.Endpoint, "_pause", lambda self, seconds: waits.append(seconds))
     monkeypatch.setattr(endpoint.random, "random", lambda: 1.0)
     server.failures += [(500, {}, b"")] * 3 + [(429, {"Retry-After": "9999"}, b"")]
     plugins.load("judge", f"openai:{server.url}#m?backoff=25").ask(["a"])
-    # the server's own time.sleep(0) goes through the same module
-    assert [wait for wait in waits if wait] == [25, 50, 60, 60]
+    assert waits == [25, 50, 60, 60]
 
 
 def test_the_last_try_fails_the_call_and_the_others_are_kept(server):
@@ -188,6 +191,17 @@ def test_wrong_settings_are_the_users(server, status):
     with pytest.raises(UserError, match=f"some/judge:1: HTTP {status}: wrong key ") as caught:
         judge(server, "concurrency=1").ask(["a"])
     assert KEY not in str(caught.value)
+
+
+def test_wrong_settings_end_the_wait_of_the_other_calls(server):
+    right, plugin = server.answer, plugins.load("judge", f"openai:{server.url}#m?concurrency=2&backoff=30")
+    server.answer = lambda path, body: (500 if body["messages"][0]["content"] == "busy" else 401, {}, b"")
+    start = time.monotonic()
+    with pytest.raises(UserError, match="401"):
+        plugin.ask(["busy", "b", "c"])
+    assert time.monotonic() - start < 10 and len(server.requests) <= 3
+    server.answer = right
+    assert plugin.ask(["c"]) == ["c!"]
 
 
 def test_nothing_listens(monkeypatch):

@@ -21,12 +21,12 @@ import io
 import json
 import os
 import random
-import time
+import threading
 import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any, NoReturn, TypeVar
 from urllib.parse import urlsplit
 
@@ -94,6 +94,7 @@ class Endpoint:
         self.options = {name: given[name] for name in options or {}}
         settings = "".join(f" {name}={value}" for name, value in self.options.items() if value)
         self.identity = f"openai {kind} {self._base}#{self.model}{settings}"
+        self._stop = threading.Event()
         self._opener = urllib.request.build_opener(_NoRedirection)
 
     def each(self, call: Callable[[_Item], _Result], items: Sequence[_Item]) -> list[_Result]:
@@ -101,23 +102,26 @@ class Endpoint:
 
         Raises:
           PluginError: a call failed for good; the others were made and are in its ``finished``.
-          UserError: the endpoint refuses the settings; calls that had not begun are not made.
+          UserError: the endpoint refuses the settings; no further call is begun or tried again.
         """
         results: dict[int, _Result] = {}
-        failures: list[PluginError] = []
+        failures: dict[int, PluginError] = {}
+        self._stop.clear()
         with ThreadPoolExecutor(min(self._concurrency, max(1, len(items)))) as pool:
-            futures = [pool.submit(call, item) for item in items]
+            futures = {pool.submit(call, item): i for i, item in enumerate(items)}
             try:
-                for i, future in enumerate(futures):
+                for future in as_completed(futures):
                     try:
-                        results[i] = future.result()
+                        results[futures[future]] = future.result()
                     except PluginError as error:
-                        failures.append(error)
+                        failures[futures[future]] = error
             except BaseException:
+                self._stop.set()  # nobody waits for the calls that are being tried again
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
         if failures:
-            raise PluginError(f"{len(failures)} of {len(items)} calls failed; the first: {failures[0]}", results)
+            message = f"{len(failures)} of {len(items)} calls failed; the first: {failures[min(failures)]}"
+            raise PluginError(message, results)
         return [results[i] for i in range(len(items))]
 
     def post(self, path: str, body: bytes, content_type: str, read: Callable[[Any], _Result]) -> _Result:
@@ -139,8 +143,12 @@ class Endpoint:
                 if error.wait is not None:
                     wait = min(_LONGEST_WAIT, max(wait, error.wait))
                 logging.warning("%s%s: %s; trying again in %.1f s", self._base, path, error, wait)
-                time.sleep(wait)
+                if self._pause(wait):
+                    raise PluginError(f"{self._base}{path}: {error} (stopped)") from None
         raise AssertionError("unreachable")
+
+    def _pause(self, seconds: float) -> bool:
+        return self._stop.wait(seconds)
 
     def _post(self, path: str, body: bytes, content_type: str, read: Callable[[Any], _Result]) -> _Result:
         headers = {"Content-Type": content_type, "Accept": "application/json"}
