@@ -2,10 +2,10 @@
 
     python -m mimo_jax.ladder --gin_file=gin/runs/ladder.gin --gin.OUT=DIR --gin.PREPARED=PREPARED
 
-The gin file names the run file that each training reads, the bindings of each size, the budgets, and the held-out losses
-that are fitted, one law for each: text, and every codebook. OUT/SIZE-TOKENS is a run's MODEL_DIR. The runs are
-processes of their own, one after the other; interrupted, the same command goes on. OUT/ladder.json and OUT/ladder.html
-hold laws, intervals, and the prediction for the held-back run beside what it measured.
+The gin file names the run file of the trainings, the bindings of each size, the budgets, and the held-out losses that
+are fitted, one law for each: text, and every codebook. OUT/SIZE-TOKENS is a run's MODEL_DIR. The runs are processes of
+their own, one after the other; interrupted, the same command goes on. OUT/ladder.json and OUT/ladder.html hold laws,
+intervals, and the prediction for the held-back run beside what it measured.
 """
 
 from __future__ import annotations

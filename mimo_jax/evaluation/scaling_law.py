@@ -66,15 +66,22 @@ def _fitted(n: np.ndarray, d: np.ndarray, y: np.ndarray, start: np.ndarray | Non
     logs_n, logs_d, target = np.log(n / middle[0]), np.log(d / middle[1]), np.log(y)
     scale = target.min()
 
-    def residuals(x: np.ndarray) -> np.ndarray:
+    def terms(x: np.ndarray) -> np.ndarray:
         e, a, b, alpha, beta = x
-        terms = np.stack([np.full_like(target, e), a - alpha * logs_n, b - beta * logs_d])
-        return np.logaddexp.reduce(terms) + scale - target
+        return np.stack([np.full_like(target, e), a - alpha * logs_n, b - beta * logs_d])
+
+    def residuals(x: np.ndarray) -> np.ndarray:
+        return np.logaddexp.reduce(terms(x)) + scale - target
+
+    def jacobian(x: np.ndarray) -> np.ndarray:
+        logs = terms(x)
+        floor, of_n, of_d = np.exp(logs - np.logaddexp.reduce(logs))
+        return np.stack([floor, of_n, of_d, -of_n * logs_n, -of_d * logs_d], axis=1)
 
     def solve(x0: np.ndarray):  # noqa: ANN202 - scipy's result
         # Exponents beyond 3 would be a cliff, not a law; terms below e^-30 are none.
         bounds = ([-30, -30, -30, 1e-3, 1e-3], [2, 4, 4, 3, 3])
-        return least_squares(residuals, x0, loss="huber", f_scale=_HUBER, bounds=bounds, max_nfev=400)
+        return least_squares(residuals, x0, jacobian, loss="huber", f_scale=_HUBER, bounds=bounds, max_nfev=200)
 
     starts = [start] if start is not None else _starting_points()
     best = min((solve(x0) for x0 in starts), key=lambda result: result.cost)
