@@ -5,11 +5,14 @@
     python -m mimo_jax.convert export --model_dir runs/joint --text_tokenizer prepared/text_tokenizer --out exported
     python -m mimo_jax.convert export --weights exported --out exported_llm --llm_only --max_shard_gb 2
     python -m mimo_jax.convert export --weights exported --audio_tokenizer codec --stablehlo --out programs.zip
+    python -m mimo_jax.convert export --model_dir runs/lora --out adapter --peft
+    python -m mimo_jax.convert import --peft adapter --base exported --out runs/adapter
     python -m mimo_jax.convert verify --weights exported --golden tests/golden/lm_tiny
     python -m mimo_jax.convert inspect --model mimo_audio_7b
 
 `import` makes a checkpoint that a training run starts from (`--gin.INIT_FROM=...`); `export` makes a folder that this
-package, the released code and (`--llm_only`) `transformers` load; both name every tensor that does not fit.
+package, the released code and (`--llm_only`) `transformers` load; both name every tensor that does not fit. A LoRA run
+is exported merged into its base, or (`--peft`) as an adapter that PEFT loads.
 """
 
 from __future__ import annotations
@@ -47,7 +50,10 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("import", help="released weights -> a checkpoint to start training from")
     command.set_defaults(run=_import)
-    command.add_argument("--weights", required=True, help="folder with safetensors files and config.json")
+    source = command.add_mutually_exclusive_group(required=True)
+    source.add_argument("--weights", help="folder with safetensors files and config.json")
+    source.add_argument("--peft", help="folder with a LoRA adapter as PEFT saves it (adapter_config.json)")
+    command.add_argument("--base", help="with --peft: run or folder of the whole model that the adapter belongs to")
     command.add_argument("--out", required=True, help="MODEL_DIR to make; give it to a run as INIT_FROM")
     command.add_argument("--dtype", choices=DTYPES, help="of the parameters; default: as stored")
     command.add_argument("--empty_token_id", type=int, help="id of <|empty|>, where the folder has no text tokenizer")
@@ -71,6 +77,9 @@ def _parser() -> argparse.ArgumentParser:
         help="of a language model's tensors (with --stablehlo: of the computation); default: as they are (float32)",
     )
     command.add_argument("--max_shard_gb", type=float, default=5.0, help="most gigabytes (1e9 bytes) per file")
+    command.add_argument("--peft", action="store_true", help="of a LoRA run: the adapter alone, in the layout of PEFT")
+    command.add_argument("--base", help="of a LoRA run: where its base is now; default: where it was")
+    command.add_argument("--base_name", help="with --peft: what the adapter names as its base; default: its path")
     command.add_argument("--llm_only", action="store_true", help="only the LLM, in the layout of Qwen2")
     command.add_argument(
         "--stablehlo",
@@ -110,6 +119,11 @@ def _import(options: argparse.Namespace) -> None:
     from mimo_jax.training.checkpoints import Checkpoints, latest_step
     from mimo_jax.training.meta import Meta
 
+    if options.peft:
+        _import_adapter(options)
+        return
+    if options.base:
+        raise UserError("--base: goes with --peft")
     if latest_step(options.out) is not None:
         raise UserError(f"{options.out}: holds a checkpoint already; name another folder, or remove it")
     state: dict[str, Any]
@@ -131,6 +145,19 @@ def _import(options: argparse.Namespace) -> None:
     checkpoints.save(state, Meta(step=0, model=values))
     checkpoints.close()
     print(f"{options.out}: {kind} of {options.weights}; start a run from it with --gin.INIT_FROM={options.out}")
+
+
+def _import_adapter(options: argparse.Namespace) -> None:
+    from mimo_jax.interop import peft
+
+    if options.base is None or options.audio_config or options.dtype:
+        raise UserError(
+            "--peft: name the model it belongs to with --base; --audio_config and --dtype do not go with it"
+        )
+    peft.import_adapter(options.peft, options.base, options.out, options.empty_token_id)
+    print(
+        f"{options.out}: adapter of {options.peft} on {options.base}; export it, or go on from it as Lora.adapter_from"
+    )
 
 
 def _around_llm(options: argparse.Namespace) -> tuple[MimoAudioConfig, dict[str, Any]]:
@@ -172,6 +199,11 @@ def _export(options: argparse.Namespace) -> None:
     if options.stablehlo:
         _export_programs(options)
         return
+    if options.peft:
+        _export_adapter(options)
+        return
+    if options.base_name or (options.base and options.weights):
+        raise UserError("--base_name goes with --peft, --base with --model_dir")
     if not (math.isfinite(options.max_shard_gb) and options.max_shard_gb > 0):
         raise UserError(f"--max_shard_gb={options.max_shard_gb}: give a positive number of gigabytes")
     if options.weights and Path(options.out).resolve() == Path(options.weights).resolve():
@@ -183,7 +215,7 @@ def _export(options: argparse.Namespace) -> None:
         if text_tokenizer is None and kind != "tokenizer" and configs.has_text_tokenizer(options.weights):
             text_tokenizer = options.weights
     else:
-        kind, config, tree = load_run(options.model_dir)
+        kind, config, tree = load_run(options.model_dir, options.base)
     target: dict[str, Any] = {"max_shard_bytes": int(options.max_shard_gb * 1e9)}
     if kind == "tokenizer":
         if options.llm_only or options.dtype or options.text_tokenizer:
@@ -195,6 +227,15 @@ def _export(options: argparse.Namespace) -> None:
             hf.save_llm(options.out, config, tree, **target)
         else:
             hf.save_lm(options.out, config, tree, base_config=base, **target)
+    print(f"{options.out}: written")
+
+
+def _export_adapter(options: argparse.Namespace) -> None:
+    from mimo_jax.interop import peft
+
+    if not options.model_dir or options.llm_only or options.text_tokenizer:
+        raise UserError("--peft goes with --model_dir, --base, --base_name and --dtype only")
+    peft.export_run(options.model_dir, options.out, options.base, options.base_name, options.dtype)
     print(f"{options.out}: written")
 
 

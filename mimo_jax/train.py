@@ -24,9 +24,10 @@ from jax.sharding import Mesh
 
 from mimo_jax import cli
 from mimo_jax.objectives.base import Objective
+from mimo_jax.objectives.lora import Lora
 from mimo_jax.parallel import mesh as mesh_lib
 from mimo_jax.parallel import start
-from mimo_jax.training import loop, program, utilization, warm_start
+from mimo_jax.training import loop, lora, program, utilization, warm_start
 from mimo_jax.training.checkpoints import Checkpoints, stored_params
 from mimo_jax.training.evaluation import Evaluation, Hook
 from mimo_jax.training.guards import Guards
@@ -73,14 +74,15 @@ def train(
       hardware: mesh and sharding rules.
       intervals: steps between log lines, evaluations, checkpoints.
       init_from: where the parameters of a fresh start come from: MODEL_DIR of an earlier stage, or a folder in the
-        released layout (config.json and safetensors files).
+        released layout (config.json and safetensors files). For `Lora` the frozen parameters, at every start; once the
+        run has a checkpoint, None means where they were.
       export: called as `export(objective, params, mutable)` on the first process once the budget is spent, with
         arrays of the last checkpoint that are read when they are used; an `interop.exporters` function, for example.
       seed: of initialisation and of everything random in a step.
       keep: which checkpoints are kept.
       guards: what is done about bad steps, and steps that do not end.
       profile: steps that are traced for xprof.
-      evaluation_hooks: further evaluations, run behind the held-out losses.
+      evaluation_hooks: further evaluations, run behind the held-out losses, of the whole model's parameters.
 
     Returns:
       The final state.
@@ -106,7 +108,9 @@ def train(
         # 2. warm start: parameters of another run's newest checkpoint; optimiser, schedule and counters begin anew.
         # 3. import: the same from a folder in the released layout.
         # 4. scratch.
-        checkpoints = Checkpoints(model_dir, keep=keep)
+        if isinstance(objective, Lora):
+            init_from = lora.begin(objective, model_dir, init_from, stage.state.params).base
+        checkpoints = _checkpoints(objective, model_dir, keep, init_from)
         restored = checkpoints.restore_latest(stage.state)
         if restored is not None:
             state, meta = restored
@@ -124,6 +128,8 @@ def train(
             if jax.process_index() == 0:
                 (Path(model_dir) / "config.gin").write_text(gin.config_str())
             rows = next(iter(stage.batch.values())).shape[0]
+            if isinstance(objective, Lora):
+                evaluation_hooks = [lora.on_merged(objective, hook) for hook in evaluation_hooks]
             state = loop.Loop(
                 name=name,
                 model_dir=model_dir,
@@ -152,9 +158,20 @@ def train(
     return state
 
 
+def _checkpoints(objective: Objective, model_dir: str, keep: Keep, init_from: str | None) -> Checkpoints:
+    """Of this run; those of adapters go without the frozen parameters."""
+    if not isinstance(objective, Lora) or init_from is None:
+        return Checkpoints(model_dir, keep=keep)
+    return lora.AdapterCheckpoints(model_dir, keep, lambda base: warm_start.read_base(objective, init_from, base))
+
+
 def _export(export: Callable[[Objective, Any, Any], None], objective: Objective, model_dir: str) -> None:
     """From the last checkpoint, array by array on the first process: no host holds the whole model."""
     params, mutable, _ = stored_params(model_dir, averaged=True)
+    if isinstance(objective, Lora):
+        adapter = lora.located(model_dir)
+        assert adapter is not None
+        params, objective = warm_start.whole(objective, adapter, params), objective.objective
     if jax.process_index() == 0:
         export(objective, params, mutable)
     if jax.process_count() > 1:

@@ -17,6 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mimo_jax.models import kernels, layers
 from mimo_jax.objectives.base import Objective
+from mimo_jax.objectives.lora import Lora
 from mimo_jax.parallel import mesh as mesh_lib
 from mimo_jax.training.microbatches import gradient_function
 from mimo_jax.training.optimizer import Optimizer
@@ -103,6 +104,8 @@ def with_kernels(objective: Objective, mesh: Mesh) -> Objective:
     compute = getattr(objective, "compute", None)
     if compute is None or compute.attention != "auto":
         return objective
+    if isinstance(objective, Lora):
+        return dataclasses.replace(objective, objective=with_kernels(objective.objective, mesh))  # type: ignore[arg-type]
     platform = mesh.devices.flat[0].platform
     attention = kernels.for_platform(platform)
     logger.info("attention on %s: %s", platform, attention)

@@ -78,7 +78,8 @@ def make_train_step(
         good = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & (loss <= loss_limit)
 
         def keep(new: Any, old: Any) -> Any:
-            return jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)
+            # What a step does not touch (frozen parameters) is handed on: no compiler need find out.
+            return jax.tree.map(lambda a, b: a if a is b else jnp.where(good, a, b), new, old)
 
         state = state.replace(
             step=state.step + 1,

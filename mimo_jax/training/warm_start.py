@@ -14,6 +14,8 @@ from flax import traverse_util
 
 from mimo_jax.cli import UserError
 from mimo_jax.objectives.base import Objective
+from mimo_jax.objectives.lora import BASE, Lora
+from mimo_jax.training import lora
 from mimo_jax.training.checkpoints import stored_params
 from mimo_jax.training.state import TrainState
 
@@ -29,7 +31,8 @@ def apply(objective: Objective, state: TrainState, source: str, abstract: TrainS
     Every process reads its own shards, array by array. An objective whose trees differ from the source's brings its
     own mapping as a method `warm_start(params, mutable, source_params, source_mutable) -> (params, mutable)`, which
     gets whole arrays on the host; otherwise arrays are taken by name and every parameter must be found. One that sets
-    `starts_from_average` gets the moving average of the parameters where the source kept one, as its export has it.
+    `starts_from_average` gets the moving average of the parameters where the source kept one, as its export has it. A
+    LoRA run as source counts as the merged model; a LoRA run as target takes the source as its base.
 
     Args:
       objective: of this stage.
@@ -40,9 +43,9 @@ def apply(objective: Objective, state: TrainState, source: str, abstract: TrainS
     Raises:
       UserError: nothing to start from, another configuration, or a parameter that is missing or has another shape.
     """
-    released = (Path(source) / "config.json").is_file()
-    averaged = getattr(objective, "starts_from_average", False)
-    found_params, found_mutable = _released(objective, source) if released else stored_params(source, averaged)[:2]
+    if isinstance(objective, Lora):
+        return _with_base(objective, state, source, abstract)
+    found_params, found_mutable = parameters(objective, source, getattr(objective, "starts_from_average", False))
     mapping = getattr(objective, "warm_start", None)
     if mapping is not None:
         given = jax.tree.map(np.asarray, (found_params, found_mutable))
@@ -60,6 +63,55 @@ def apply(objective: Objective, state: TrainState, source: str, abstract: TrainS
         mutable = _read(wanted_mutable, abstract.mutable) if found_mutable else state.mutable
     logger.info("parameters of %s", source)
     return state.replace(params=params, mutable=mutable)
+
+
+def parameters(objective: Any, source: str | Path, averaged: bool) -> tuple[Any, Any]:
+    """(params, mutable) of a run's newest checkpoint or of a folder in the released layout; nothing is read yet.
+
+    Args:
+      objective: its model decides what a folder must hold.
+      source: the run or folder; of a LoRA run, the merged parameters.
+      averaged: give the moving average of the parameters where the run kept one.
+
+    Raises:
+      UserError: nothing there, another model, or a LoRA run whose base is not there.
+    """
+    if (Path(source) / "config.json").is_file():
+        return _released(objective, str(source))
+    params, mutable, _ = stored_params(source, averaged)
+    adapter = lora.located(source)
+    return (params if adapter is None else whole(objective, adapter, params)), mutable
+
+
+def whole(objective: Any, adapter: lora.Adapter, params: Any) -> Any:
+    """The model that a LoRA run's factors `params` make of their base; nothing is read yet."""
+    base, _ = parameters(objective, adapter.base, averaged=True)
+    return lora.merged(base, params, adapter.scale)
+
+
+def read_base(objective: Lora, source: str | Path, abstract: Any) -> Any:
+    """The frozen parameters of a LoRA run, into shards and dtypes of `abstract`."""
+    found, _ = parameters(objective, source, objective.starts_from_average)
+    return _read(_by_name(abstract, found, str(source)), abstract)
+
+
+def _with_base(objective: Lora, state: TrainState, source: str, abstract: TrainState) -> TrainState:
+    params = state.params
+    if objective.adapter_from is not None:
+        given = lora.located(objective.adapter_from, source)
+        if given is None:
+            raise UserError(f"Lora.adapter_from = {objective.adapter_from}: no LoRA run and no imported adapter")
+        if (given.rank, given.alpha) != (objective.rank, objective.alpha):
+            raise UserError(
+                f"Lora.adapter_from = {objective.adapter_from}: an adapter of rank {given.rank}, alpha {given.alpha}; "
+                f"this run has rank {objective.rank}, alpha {objective.alpha}: set Lora.rank and Lora.alpha to match"
+            )
+        found, _, _ = stored_params(objective.adapter_from, averaged=True)
+        params = _read(_by_name(abstract.params, found, objective.adapter_from), abstract.params)
+    jax.tree.map(lambda array: array.delete(), state.mutable[BASE])
+    base = read_base(objective, source, abstract.mutable[BASE])
+    logger.info("frozen parameters of %s", source)
+    return state.replace(params=params, mutable={**state.mutable, BASE: base})
 
 
 def _by_name(target: Any, source: Any, name_of_source: str) -> Any:
