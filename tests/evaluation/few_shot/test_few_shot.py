@@ -1,6 +1,7 @@
 """Few-shot questions: what a set holds, likelihoods against the model run one by one, scores computed by hand."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +14,11 @@ from mimo_jax.data import prompts
 from mimo_jax.data.corpus.texts import text_split
 from mimo_jax.data.sequence import Layout, expand_audio
 from mimo_jax.data.text_tokenizer import train_text_tokenizer
-from mimo_jax.evaluation.few_shot import builtin
+from mimo_jax.evaluation.few_shot import builtin, curves
 from mimo_jax.evaluation.few_shot.choices import Choice, ChoiceSet
 from mimo_jax.evaluation.few_shot.hook import FewShot, metrics
 from mimo_jax.evaluation.few_shot.intervals import wilson
+from mimo_jax.evaluation.report import ReportInputs, read_curve, render
 from mimo_jax.models.mimo_audio import MimoAudio, MimoAudioConfig
 from mimo_jax.objectives.language_model import LanguageModelObjective
 from mimo_jax.parallel.mesh import Hardware
@@ -229,3 +231,32 @@ def test_mistakes_are_named(path, model, tokenizer, layout, tmp_path, capsys):
         builtin.Options(("juggling",))
     assert few_shot.main(["make", f"--tokenizer={tmp_path}", f"--prepared={tmp_path}", "--out=x.npz"]) == 2
     assert "prepare.json is missing" in capsys.readouterr().err
+
+
+def test_scores_are_drawn_against_tokens_with_chance(path, tmp_path, capsys):
+    questions = ChoiceSet.load(path)
+    for stage, start in (("one", 100), ("two", 50)):
+        lines = [{"step": 1, "text_tokens": start, "audio_tokens": start, "train/loss": 1.0}]
+        for number in range(1, 5):
+            scores = {f"few_shot/{name}": number / 4 for name in questions.tasks}
+            margins = {f"few_shot/{name}_margin": float(number) for name in questions.tasks}
+            tokens = {"text_tokens": number * start, "audio_tokens": number * start}
+            lines.append({"step": number, **tokens, **scores, **margins})
+        folder = tmp_path / stage
+        folder.mkdir()
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    arguments = ["report", f"--model_dir={tmp_path / 'one'}", f"--model_dir={tmp_path / 'two'}", f"--set={path}"]
+    assert few_shot.main([*arguments, f"--out={tmp_path / 'x.html'}"]) == 0
+    printed = capsys.readouterr().out
+    assert "voice            0.250 -> 1.000 (0.438..1.000), chance 0.250, 3 questions" in printed
+    page = (tmp_path / "x.html").read_text()
+    assert page.count("<svg") == 3 and "97.5 %" in page and "above chance" in page
+    # The second stage goes on where the first ended: 800 tokens, then 100 more to each of its milestones.
+    points = curves.curves({name: read_curve(tmp_path / name) for name in ("one", "two")})["voice"]
+    assert [x for x, _ in points] == [200, 400, 600, 800, 900, 1000, 1100, 1200]
+    # The report of a chain shows the same.
+    inputs = ReportInputs(model_dirs={name: str(tmp_path / name) for name in ("one", "two")}, few_shot=path)
+    assert "Few-shot tasks against tokens seen" in render(inputs)
+    (tmp_path / "two" / "metrics.jsonl").write_text('{"step": 1, "text_tokens": 1}\n')
+    assert few_shot.main([*arguments[:1], *arguments[2:], f"--out={tmp_path / 'y.html'}"]) == 2
+    assert "no few-shot scores" in capsys.readouterr().err
