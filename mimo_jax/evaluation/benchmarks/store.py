@@ -1,0 +1,178 @@
+"""Files of a task's results: lines that survive a kill, answers of several workers, what decided them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mimo_jax.cli import UserError
+from mimo_jax.evaluation.parts import write_json
+from mimo_jax.files import replacing
+
+ANSWERS = "answers.jsonl"
+SETTINGS = "run.json"
+# Of a run's settings, what is told and decides nothing: another one may go on with the run.
+_TOLD = "environment"
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Objects of a file of JSON lines, none where there is no file; a last line that a kill cut is left out.
+
+    Raises:
+      UserError: another line that is no JSON object.
+    """
+    if not path.is_file():
+        return []
+    out = []
+    for number, line in enumerate(path.read_bytes().splitlines(keepends=True)):
+        if not line.endswith(b"\n"):
+            break
+        try:
+            value = json.loads(line)
+            if not isinstance(value, dict):
+                raise ValueError("no JSON object")
+        except ValueError as error:
+            raise UserError(
+                f"{path}, line {number + 1}: {error}; delete the line, and its item is done again"
+            ) from error
+        out.append(value)
+    return out
+
+
+def dump(values: Sequence[Mapping[str, Any]]) -> bytes:
+    """Objects as JSON lines."""
+    return b"".join(json.dumps(value, ensure_ascii=False, sort_keys=True).encode() + b"\n" for value in values)
+
+
+def append(path: Path, values: Sequence[Mapping[str, Any]]) -> None:
+    """Adds lines to a file; half a line that a kill left at its end is removed first."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab+") as file:
+        size = file.seek(0, os.SEEK_END)
+        if size:
+            file.seek(size - 1)
+            if file.read(1) != b"\n":
+                file.seek(0)
+                file.truncate(file.read().rfind(b"\n") + 1)
+        file.write(dump(values))
+
+
+def write_lines(path: Path, values: Sequence[Mapping[str, Any]]) -> None:
+    """Writes a file of JSON lines at once."""
+    with replacing(path) as partial:
+        partial.write_bytes(dump(values))
+
+
+class AnswerStore:
+    """Answers of one task in a folder.
+
+    One worker writes answers.jsonl, several write answers-I-of-N.jsonl each; what any of them answered counts. The
+    settings in run.json belong to all of them.
+
+    Args:
+      folder: of the task.
+      worker, workers: which of how many writes.
+    """
+
+    def __init__(self, folder: Path, worker: int = 0, workers: int = 1):
+        self.folder = folder
+        name = ANSWERS if workers == 1 else f"answers-{worker}-of-{workers}.jsonl"
+        self._own = folder / name
+
+    def claim(self, settings: Mapping[str, Any]) -> None:
+        """Stores the settings of the run, or finds that they are those of the answers that are there.
+
+        Raises:
+          UserError: other settings; the first that differs is named.
+        """
+        settings = json.loads(json.dumps(settings))
+        stored = self.settings()
+        if stored is None or not self.answers():
+            write_json(self.folder / SETTINGS, settings)
+            return
+        for name in sorted((stored.keys() | settings.keys()) - {_TOLD}):
+            if stored.get(name) != settings.get(name):
+                raise UserError(
+                    f"{self.folder} holds answers of other settings: {name} was {_short(stored.get(name))} and is "
+                    f"{_short(settings.get(name))}; choose another --out"
+                )
+
+    def settings(self) -> dict[str, Any] | None:
+        """What decided the answers; None before the first run.
+
+        Raises:
+          UserError: the file is damaged.
+        """
+        path = self.folder / SETTINGS
+        if not path.is_file():
+            return None
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UserError(f"{path}: {error}") from error
+
+    def answers(self) -> dict[str, dict[str, Any]]:
+        """id -> line of all workers. Raises UserError for a damaged line."""
+        lines: dict[str, dict[str, Any]] = {}
+        for path in sorted(self.folder.glob("answers*.jsonl")):
+            for line in read_lines(path):
+                lines.setdefault(line["id"], line)
+        return lines
+
+    def add(self, lines: Sequence[Mapping[str, Any]]) -> None:
+        """Adds answers of this worker."""
+        append(self._own, lines)
+
+    def merge(self, order: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """All answers, written to answers.jsonl in the order of the ids; ids that are not in it follow, sorted."""
+        found = self.answers()
+        known = set(order)
+        ids = [*(i for i in order if i in found), *sorted(i for i in found if i not in known)]
+        lines = [found[i] for i in ids]
+        path = self.folder / ANSWERS
+        if lines and (not path.is_file() or path.read_bytes() != dump(lines)):
+            write_lines(path, lines)
+        return found
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) < 100 else text[:97] + "..."
+
+
+def file_name(identifier: str) -> str:
+    """A name for an item's files: the id where it is a plain name, else made plain and told apart by a digest."""
+    plain = "".join(c if c.isalnum() or c in "-_." else "_" for c in identifier)
+    if plain == identifier and not plain.startswith(".") and len(plain) < 100:
+        return plain
+    return f"{plain[:80].lstrip('.')}-{hashlib.sha256(identifier.encode('utf-8', 'surrogateescape')).hexdigest()[:8]}"
+
+
+def digest_of_folder(folder: Path, suffixes: Sequence[str] | None = None, whole: int = 1 << 20) -> str:
+    """SHA-256 of the files under a folder by path, size and content.
+
+    Args:
+      folder: where.
+      suffixes: only files of these; None = all. What is hidden does not count.
+      whole: of files longer than this (bytes), the first and the last 64 KiB stand for the content.
+    """
+    total = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder)
+        hidden = any(part.startswith(".") for part in name.parts)
+        if hidden or not path.is_file() or (suffixes is not None and path.suffix not in suffixes):
+            continue
+        size = path.stat().st_size
+        total.update(f"{name.as_posix()}\x1f{size}\x1f".encode())
+        with path.open("rb") as file:
+            if size <= whole:
+                total.update(file.read())
+            else:
+                total.update(file.read(1 << 16))
+                file.seek(-(1 << 16), os.SEEK_END)
+                total.update(file.read())
+    return total.hexdigest()[:16]
