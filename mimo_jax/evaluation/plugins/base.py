@@ -3,26 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
-from urllib.parse import parse_qsl
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from mimo_jax.cli import UserError
-
-
-class PluginError(RuntimeError):
-    """A call that failed and can be tried again. No item of it has a result: none may be scored, as 0 or otherwise.
-
-    Attributes:
-      finished: results of those items of the call that did succeed, by their index in it; may be empty.
-    """
-
-    def __init__(self, message: str, finished: Mapping[int, Any] | None = None):
-        super().__init__(message)
-        self.finished: dict[int, Any] = dict(finished or {})
+from mimo_jax.endpoints import CallError as PluginError
+from mimo_jax.endpoints import number_option as number_option
+from mimo_jax.endpoints import split_options as split_options
 
 
 @runtime_checkable
@@ -137,31 +126,3 @@ def digest(*parts: str | bytes | Path) -> str:
             own = hashlib.sha256(part.encode() if isinstance(part, str) else part).digest()
         total.update(own)
     return total.hexdigest()[:12]
-
-
-def split_options(spec: str, known: Mapping[str, str]) -> tuple[str, dict[str, str]]:
-    """``"NAME?a=1&b=2"`` as its name and options, those that are not given as in ``known``.
-
-    Raises:
-      UserError: an option that does not exist.
-    """
-    name, _, query = spec.partition("?")
-    options = dict(parse_qsl(query, keep_blank_values=True))
-    if unknown := sorted(options.keys() - known.keys()):
-        raise UserError(f"{spec}: no option {', '.join(unknown)}; there are: {', '.join(known) or 'none'}")
-    return name, {**known, **options}
-
-
-def number_option(spec: str, options: Mapping[str, str], name: str, least: float) -> float:
-    """An option as a number.
-
-    Raises:
-      UserError: it is none, or below ``least``.
-    """
-    try:
-        value = float(options[name])
-    except ValueError:
-        value = float("nan")
-    if not least <= value < float("inf"):
-        raise UserError(f"{spec}: {name}={options[name]} must be a number from {least:g} up")
-    return value
