@@ -195,6 +195,7 @@ def _export(options: argparse.Namespace) -> None:
 
     from mimo_jax.interop import configs, hf
     from mimo_jax.interop.trained import load_run
+    from mimo_jax.training import lora
 
     if options.stablehlo:
         _export_programs(options)
@@ -216,6 +217,11 @@ def _export(options: argparse.Namespace) -> None:
             text_tokenizer = options.weights
     else:
         kind, config, tree = load_run(options.model_dir, options.base)
+        adapter = lora.located(options.model_dir, options.base)
+        if adapter is not None and (Path(adapter.base) / configs.CONFIG).is_file():  # what the base's folder has beside
+            base = configs.read_config(adapter.base)
+            if text_tokenizer is None and configs.has_text_tokenizer(adapter.base):
+                text_tokenizer = adapter.base
     target: dict[str, Any] = {"max_shard_bytes": int(options.max_shard_gb * 1e9)}
     if kind == "tokenizer":
         if options.llm_only or options.dtype or options.text_tokenizer:
