@@ -22,13 +22,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
-from safetensors.numpy import save_file
+from safetensors.numpy import save as to_bytes
 
 from mimo_jax.cli import UserError
-from mimo_jax.files import replacing
 from mimo_jax.interop import configs, hf, names, trained
 from mimo_jax.interop.names import Row
-from mimo_jax.interop.safetensors_files import WeightFolder, write_json
+from mimo_jax.interop.safetensors_files import WeightFolder, write_bytes, write_json
 from mimo_jax.models.mimo_audio import MimoAudioConfig
 from mimo_jax.objectives import lora
 from mimo_jax.training import lora as runs
@@ -86,8 +85,8 @@ def save(
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     (target / CONFIG).unlink(missing_ok=True)  # comes back last: without it the folder is unfinished
-    with replacing(target / WEIGHTS) as partial:
-        save_file(tensors, partial, metadata={"format": "pt"})
+    # The library's own writer leaves a file that only its owner may read.
+    write_bytes(target / WEIGHTS, to_bytes(tensors, metadata={"format": "pt"}))
     values = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
