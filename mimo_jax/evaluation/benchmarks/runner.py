@@ -188,7 +188,10 @@ def _answered(
             "positions": made.positions,
             "stop_reason": made.stop_reason,
         }
-        lines.append(line | _sound(made.wave if job.decoding.spoken else None, name, folder, model.sample_rate))
+        try:
+            lines.append(line | _sound(made.wave if job.decoding.spoken else None, name, folder, model.sample_rate))
+        except ValueError as error:  # a wave that is not finite
+            failures[name] = str(error)
     return lines
 
 
