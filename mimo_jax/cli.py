@@ -34,6 +34,11 @@ def require_folders(*folders: str) -> None:
             raise UserError(f"{folder}: no such folder; run the stage that makes it, or correct the path")
 
 
+def is_repository(name: str) -> bool:
+    """Whether a name has the form of a repository of the Hugging Face hub: "owner/name"."""
+    return re.fullmatch(r"[\w-]+(\.[\w-]+)*/[\w-]+(\.[\w-]+)*", name) is not None
+
+
 def use_compilation_cache(folder: str = "") -> None:
     """Programs that were compiled once are read from disk the next time.
 

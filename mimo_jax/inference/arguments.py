@@ -4,23 +4,15 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from mimo_jax.cli import UserError, use_compilation_cache
+from mimo_jax.cli import UserError, is_repository, use_compilation_cache
 
 if TYPE_CHECKING:
     from mimo_jax.inference.tasks import MimoAudio
-
-_REPOSITORY = re.compile(r"[\w-]+(\.[\w-]+)*/[\w-]+(\.[\w-]+)*")
-
-
-def is_repository(name: str) -> bool:
-    """Whether a name has the form of a repository of the Hugging Face hub: "owner/name"."""
-    return _REPOSITORY.fullmatch(name) is not None
 
 
 class Parser(argparse.ArgumentParser):

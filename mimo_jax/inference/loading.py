@@ -6,9 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from mimo_jax.cli import UserError
+from mimo_jax.cli import UserError, is_repository
 from mimo_jax.data.text_tokenizer import TextTokenizer
-from mimo_jax.inference.arguments import is_repository
 from mimo_jax.inference.codec import AudioCodec
 from mimo_jax.models.mimo_audio import MimoAudioConfig
 
