@@ -1,7 +1,7 @@
 """Judges that hear: a prompt with a recording each, a reply each. Style of speech is nothing that a transcript shows.
 
 openai:BASE_URL#MODEL    chat completions of a model that takes "input_audio", such as gpt-4o-audio-preview; options
-                         as of `plugins.endpoint`, and temperature (0)
+                         as of `mimo_jax.endpoints`, and temperature (0)
 fake:PATH.json           replies by "PROMPT\\nKEY", KEY the recording's as of `plugins.fake`; for tests
 """
 
@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from mimo_jax.cli import UserError
-from mimo_jax.evaluation.plugins.endpoint import Endpoint
+from mimo_jax.endpoints import Endpoint
 from mimo_jax.evaluation.plugins.fake import FakeJudge, label_of, wave_key
 
 _NO_SOUND = 0.1  # seconds that stand for an answer without sound: endpoints refuse empty files

@@ -18,7 +18,7 @@ from mimo_jax.evaluation.benchmarks.runner import Options, generate, settings
 from mimo_jax.evaluation.benchmarks.store import AnswerStore, append, file_name, read_lines
 from mimo_jax.evaluation.benchmarks.tools import Tools
 from mimo_jax.interop import hf
-from tests.evaluation.benchmarks.stand_ins import Ears, Model, hashing
+from tests.evaluation.benchmarks.stand_ins import RATE, Ears, Model, hashing
 from tests.inference.test_tasks import tiny_config
 
 # One of each kind of prompt: few-shot with examples that are chosen, spoken answers in an item's voice, plain.
@@ -255,3 +255,40 @@ def test_a_tokenizer_alone(data, tokenizer_tiny, tmp_path, capsys):
     assert "the tokenizer has" in capsys.readouterr().err
     changed = [flag.replace(str(data), str(tmp_path / "other")) for flag in flags]
     assert evaluate.main([*changed, "--phase=score"]) == 2
+
+
+class TinyCodec:
+    """Codes of any tokenizer: what lm_tiny reads has 8 codebooks, tokenizer_tiny writes 4."""
+
+    sample_rate = RATE
+
+    def encode(self, waves, channels):
+        rng = [np.random.default_rng(np.frombuffer(w[:64].tobytes(), np.uint32)) for w in waves]
+        return [r.integers(0, 8, (6 + int(r.integers(6)), channels)).astype(np.int32) for r in rng]
+
+    def decode(self, codes):
+        return [np.repeat((c.sum(1) - 28) / 64, 40).astype(np.float32) for c in codes]
+
+
+def test_lm_tiny_answers_alike_in_any_batch(data, lm_tiny, tmp_path):
+    """Few-shot prompts with audio on both sides, spoken answers; and drawn text."""
+    from mimo_jax.inference.engine import Engine
+    from mimo_jax.inference.loading import language_model
+    from mimo_jax.inference.tasks import MimoAudio
+
+    train_text_tokenizer(["the answer to the question is option a or b, with one letter"] * 9, 295).save(tmp_path / "t")
+    config, params, text = language_model(lm_tiny, tmp_path / "t")
+    model = MimoAudio(Engine(config, params, max_batch=4, max_positions=2048), text, TinyCodec())
+    for name in ("speech_mmlu_s2s", "mmsu"):
+        short = Options(max_new=12)
+        runs = [
+            [dataclasses.replace(short, batch=4)],
+            [dataclasses.replace(short, batch=1, worker=worker, workers=3) for worker in (2, 0, 1)],
+        ]
+        found = [answered(data, tmp_path / f"{name}-{i}", name, *run, model=model) for i, run in enumerate(runs)]
+        assert found[0] == found[1]
+        lines = [json.loads(line) for line in found[0]["answers.jsonl"].splitlines()]
+        assert all(1 <= line["positions"] <= 12 for line in lines)
+        assert len({line["text"] for line in lines}) == len(lines)
+        if name == "speech_mmlu_s2s":
+            assert all(line["seconds"] > 0 for line in lines) and len(found[0]) == len(FILES) + len(lines)
