@@ -154,7 +154,8 @@ class Benchmark:
       decoding: instead of the job's own.
       score: answers in the order of the data -> outcomes in that order.
       metrics: the first one is the task's headline.
-      parser: name and version of the rule that reads answers; "name/1" -> "name/2" when results may change.
+      parser: name and version of the rule that reads answers and of what judges are asked; the number goes up when
+        results may change.
       needs: kinds of plug-ins that scoring cannot do without (`tools.KINDS`).
       optional: kinds that add metrics where they are given.
       model: which kind of model the task asks.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import importlib.metadata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -86,12 +88,22 @@ def score(
             "parser": benchmark.parser,
             "plug-ins": tools.identities([*benchmark.needs, *benchmark.optional]),
             "bootstrap": {"seed": seed, "draws": draws, "interval": "percentile, 95 %, over items"},
+            "packages": _versions("jiwer", "sacrebleu", "pesq", "pystoi", "numpy"),
             "answers": hashlib.sha256(dump(used)).hexdigest()[:16],
         },
     }
     write_json(store.folder / SCORES, scores)
     write_text(store.folder / TABLE, tables.of_task(scores))
     return scores
+
+
+def _versions(*packages: str) -> dict[str, str]:
+    """Versions of those that measures are made with, as far as they are installed."""
+    found = {}
+    for name in packages:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 def _line(item: Item, outcome: Outcome) -> dict[str, Any]:
@@ -129,7 +141,7 @@ def figure(metric: Metric, shares: Sequence[Sequence[float]], seed: int, draws: 
 
 # ----- over tasks -----------------------------------------------------------------------------------------------------
 
-GAP = Metric("modality gap", better="lower")
+GAP = Metric("modality gap", better="lower", published=3.4)
 _GAP_TASKS = ("speech_mmlu_t2t", "speech_mmlu_s2s")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -80,6 +81,7 @@ class AnswerStore:
 
     def __init__(self, folder: Path, worker: int = 0, workers: int = 1):
         self.folder = folder
+        self._run: str | None = None
         name = ANSWERS if workers == 1 else f"answers-{worker}-of-{workers}.jsonl"
         self._own = folder / name
 
@@ -90,9 +92,12 @@ class AnswerStore:
           UserError: other settings; the first that differs is named.
         """
         settings = json.loads(json.dumps(settings))
+        self._run = _identity(settings)
         stored = self.settings()
         if stored is None or not self.answers():
-            write_json(self.folder / SETTINGS, settings)
+            # Workers that start together write the same; the hidden file of the one may be gone when the other is done.
+            with contextlib.suppress(FileNotFoundError):
+                write_json(self.folder / SETTINGS, settings)
             return
         for name in sorted((stored.keys() | settings.keys()) - {_TOLD}):
             if stored.get(name) != settings.get(name):
@@ -116,16 +121,23 @@ class AnswerStore:
             raise UserError(f"{path}: {error}") from error
 
     def answers(self) -> dict[str, dict[str, Any]]:
-        """id -> line of all workers. Raises UserError for a damaged line."""
+        """id -> line of all workers. Raises UserError for a damaged line, or one that was made with other settings."""
         lines: dict[str, dict[str, Any]] = {}
+        settings = self.settings()
+        run = None if settings is None else _identity(settings)
         for path in sorted(self.folder.glob("answers*.jsonl")):
-            for line in read_lines(path):
+            for number, line in enumerate(read_lines(path)):
+                if line.get("run") != run:
+                    raise UserError(
+                        f"{path}, line {number + 1}: made with other settings than {self.folder / SETTINGS} says; give "
+                        "all workers the same, or choose another --out"
+                    )
                 lines.setdefault(line["id"], line)
         return lines
 
     def add(self, lines: Sequence[Mapping[str, Any]]) -> None:
-        """Adds answers of this worker."""
-        append(self._own, lines)
+        """Adds answers of this worker, each with a digest of the run's settings."""
+        append(self._own, [{**line, "run": self._run} for line in lines])
 
     def merge(self, order: Sequence[str]) -> dict[str, dict[str, Any]]:
         """All answers, written to answers.jsonl in the order of the ids; ids that are not in it follow, sorted."""
@@ -137,6 +149,12 @@ class AnswerStore:
         if lines and (not path.is_file() or path.read_bytes() != dump(lines)):
             write_lines(path, lines)
         return found
+
+
+def _identity(settings: Mapping[str, Any]) -> str:
+    """A digest of what decides a run's answers."""
+    decisive = {name: value for name, value in settings.items() if name != _TOLD}
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _short(value: Any) -> str:

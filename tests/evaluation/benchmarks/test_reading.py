@@ -88,6 +88,7 @@ def test_parquet_with_recordings_inside(data, tmp_path):
     answers = []
     for name, folder in (("files", data / "big_bench_audio"), ("parquet", tmp_path / "parquet")):
         store = AnswerStore(tmp_path / "out" / name)
+        store.claim({})
         assert generate(Model(hashing), benchmark, benchmark.read(folder), store, Options()) == {}
         answers.append(store.answers())
     assert answers[0] == answers[1] and len(answers[0]) == 3

@@ -101,11 +101,27 @@ def test_other_settings_are_refused(data, tmp_path):
         answered(data, tmp_path, "mmsu", Options(max_new=3))
 
 
+def test_workers_with_other_settings_are_found_out(data, tmp_path):
+    """Each began before the other had an answer, so that neither was refused."""
+    benchmark = registry.tasks()["mmsu"]
+    items = benchmark.read(data / "mmsu")
+    stores = []
+    for worker in (0, 1):
+        options = Options(seed=worker, worker=worker, workers=2)
+        stores.append((AnswerStore(tmp_path, worker, 2), options))
+        stores[-1][0].claim(settings(benchmark, options))
+    generate(Model(hashing), benchmark, items, *stores[1])
+    with pytest.raises(UserError, match="other settings"):
+        generate(Model(hashing), benchmark, items, *stores[0])
+        AnswerStore(tmp_path).answers()
+
+
 def test_one_item_that_cannot_run_costs_no_other(data, tmp_path):
     benchmark = registry.tasks()["mmau_pro"]
     items = benchmark.read(data / "mmau_pro")
     broken = dataclasses.replace(items[3], audio=(str(tmp_path / "nowhere.wav"),))
     store = AnswerStore(tmp_path)
+    store.claim({})
     model = Model(hashing, limit=7)  # fewer segments than the prompt with two recordings
     failures = generate(model, benchmark, [*items[:3], broken, items[4]], store, Options())
     assert set(failures) == {"closed1", "multi1"} and len(store.answers()) == 3
