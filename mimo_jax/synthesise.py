@@ -45,8 +45,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--llm",
         default="rules",
-        help="rules (offline, English, from attributes like the built-in corpus has), or openai:BASE_URL#MODEL?option=value"
-        " (options: mimo_jax.endpoints; the key is in $OPENAI_API_KEY, or ?key=VARIABLE)",
+        help="rules (offline, English, from attributes like the built-in corpus has), or "
+        "openai:BASE_URL#MODEL?option=value (options: mimo_jax.endpoints; key: $OPENAI_API_KEY, or the one ?key=NAME names)",
     )
     parser.add_argument("--replies", help="file that keeps the LLM's replies; default: OUT/replies.sqlite")
     parser.add_argument("--whole", action="store_true", help="carry over all that the source has, for one preparation")

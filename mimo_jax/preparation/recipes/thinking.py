@@ -58,10 +58,11 @@ class Thinking(Recipe):
         return Form((thought, Section("answer", "the right answer, word for word", 2 * len(answer) + 100, lines=True)))
 
     def _about(self, record: Record) -> Iterator[Request]:
-        for number, qa in enumerate(record.qa):
+        known = heard(record)
+        for number, qa in enumerate(record.qa if known else ()):  # nothing known: a thought would be made up
             choices = [str(choice) for choice in qa.get("choices") or ()]
             question = qa["question"] + (f" Choose from: {', '.join(choices)}." if choices else "")
-            facts = {"question": qa["question"], "answer": qa["answer"], "heard": heard(record)}
+            facts = {"question": qa["question"], "answer": qa["answer"], "heard": known}
             facts |= {"choices": choices} if choices else {}
             yield self._request(record, f"qa{number}", _ABOUT, facts, question)
 
