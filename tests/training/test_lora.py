@@ -310,7 +310,6 @@ def test_the_merged_model_is_what_was_trained(run, folder, base):
         assert changed == set(SMALL.adapted(MODEL_SHAPES))
     before = jax.jit(MODEL.evaluate)(base, {}, BATCH)["text_loss"][0]
     assert abs(float(before - ours["text_loss"][0])) > 1.0
-    # In parts, as shards read it.
     kernel = flat(params)["llm/layers/up_proj/kernel"]
     index = (slice(1, 2), slice(3, 9), slice(None, 7))
     np.testing.assert_allclose(kernel.part(index), np.asarray(kernel)[index], rtol=1e-6)
@@ -333,7 +332,6 @@ def test_a_run_as_base_and_a_base_that_has_moved(run, folder, base, tmp_path):
     _, _, merged = trained.load_run(run)
     for objective, found in ((MODEL, lambda s: s.params), (SMALL, lambda s: s.mutable[BASE])):
         same(found(placed(objective, run, ONE)[1]), merged)
-    # An adapter goes on in another run.
     going_on = dataclasses.replace(SMALL, adapter_from=str(run))
     _, state = placed(going_on, folder, ONE)
     same(state.params, stored_params(run)[0])
