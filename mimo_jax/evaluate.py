@@ -162,6 +162,7 @@ def _identities(options: argparse.Namespace) -> dict[str, Any]:
     import mimo_jax
     from mimo_jax.evaluation.benchmarks.store import digest_of_folder
     from mimo_jax.inference import loading
+    from mimo_jax.inference.requests import MAX_POSITIONS
 
     models = {
         name: {"name": getattr(options, name), "digest": digest_of_folder(loading.found(getattr(options, name)))}
@@ -175,12 +176,20 @@ def _identities(options: argparse.Namespace) -> dict[str, Any]:
         "backend": jax.default_backend(),
         "device": jax.devices()[0].device_kind,
     }
-    return {"models": models, "dtype": options.dtype, "codebooks": options.codebooks, "environment": environment}
+    return {
+        "models": models,
+        "dtype": options.dtype,
+        "codebooks": options.codebooks,
+        "max_positions": MAX_POSITIONS,
+        "environment": environment,
+    }
 
 
 def _load(options: argparse.Namespace) -> Model:
     if options.lm:
-        return shared.load(options, max_batch=options.batch)
+        from mimo_jax.inference.requests import MAX_POSITIONS
+
+        return shared.load(options, max_batch=options.batch, max_positions=MAX_POSITIONS)
     from mimo_jax.evaluation.benchmarks.codec_only import CodecOnly
 
     return CodecOnly.load(options.tokenizer, options.codebooks)

@@ -17,10 +17,8 @@ NONE = "none/1"
 
 _THINK_END = "</think>"
 _MARKED = (
-    re.compile(
-        r"^[ \t]*(?:the\s+)?correct\s+(?:choice|answer)\s+is[ \t]*[:-]?[ \t]*(.*)$", re.IGNORECASE | re.MULTILINE
-    ),
-    re.compile(r"^[ \t]*answer[ \t]*[:-][ \t]*(.*)$", re.IGNORECASE | re.MULTILINE),
+    re.compile(r"^[ \t]*(?:the\s+)?correct\s+(?:choice|answer)\s+is\s*[:-]?\s*", re.IGNORECASE | re.MULTILINE),
+    re.compile(r"^[ \t]*answer\s*[:-]\s*", re.IGNORECASE | re.MULTILINE),
 )
 _BOLD = re.compile(r"\*\*(.+?)\*\*")
 _WORD = re.compile(r"\w+")
@@ -36,15 +34,16 @@ def after_thinking(text: str) -> str:
 def final_answer(text: str) -> str:
     """The words that an answer comes down to, "" where it says nothing (`CHOICE_WORDS`).
 
-    Candidates are what follows "correct answer is" or "answer:" at the start of a line (where nothing follows: the next
-    bold text, else the next line); without any, bold texts; without any, the first line. The last candidate counts.
+    Candidates are what follows "correct answer is" and then what follows "answer:" at the start of a line, on the same
+    line or the next (where that says nothing: the next bold text, else the next line that does); without any, bold
+    texts; without any, the first line. The last candidate counts.
     """
     text = after_thinking(text)
     candidates = []
     for pattern in _MARKED:
         for found in pattern.finditer(text):
             rest = text[found.end() :]
-            candidates.append(_tidy(found[1]) or _first(_BOLD.findall(rest)) or _first(rest.splitlines()))
+            candidates.append(_tidy(rest) or _first(_BOLD.findall(rest)) or _first(rest.splitlines()))
     candidates = [candidate for candidate in candidates if candidate] or [
         bold for bold in map(_tidy, _BOLD.findall(text)) if bold
     ]

@@ -133,7 +133,7 @@ def quality(waves: Sequence[Wave | Failure], references: Sequence[Wave | Failure
     measured = dict(
         zip(
             good,
-            speech_qualities([references[i][0] for i in good], [waves[i][0] for i in good], rates.pop(), workers=1)  # type: ignore[index]
+            speech_qualities([references[i][0] for i in good], [waves[i][0] for i in good], rates.pop())  # type: ignore[index]
             if good
             else [],
             strict=True,

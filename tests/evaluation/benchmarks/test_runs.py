@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 
@@ -11,6 +12,7 @@ import pytest
 
 from mimo_jax import evaluate
 from mimo_jax.cli import UserError
+from mimo_jax.data.audio import write_wav
 from mimo_jax.data.text_tokenizer import train_text_tokenizer
 from mimo_jax.evaluation.benchmarks import registry, scoring
 from mimo_jax.evaluation.benchmarks.base import choose_shots, integer_of
@@ -267,6 +269,14 @@ def test_a_tokenizer_alone(data, tokenizer_tiny, tmp_path, capsys):
     assert evaluate.main([*flags, "--codebooks=4", "--draws=20"]) == 0
     scores = json.loads((tmp_path / "tokenizer_reconstruction" / "scores.json").read_text())
     assert scores["complete"] and -1 <= scores["metrics"]["STOI"]["value"] < 0.9  # an untrained tokenizer
+    # A recording that cannot be used has no answer and no score, and the exit code says so.
+    shutil.copytree(data / "tokenizer_reconstruction", tmp_path / "silent" / "tokenizer_reconstruction")
+    write_wav(tmp_path / "silent" / "tokenizer_reconstruction" / "c.wav", np.zeros(9000, np.float32))
+    silent = [*flags[:2], f"--data={tmp_path / 'silent'}", f"--out={tmp_path / 'out'}", "--codebooks=4", "--draws=20"]
+    assert evaluate.main(silent) == 1
+    scores = json.loads((tmp_path / "out" / "tokenizer_reconstruction" / "scores.json").read_text())
+    assert set(scores["unscored"]) == {"c"} and "silent" in scores["unscored"]["c"] and scores["scored"] == 2
+    capsys.readouterr()
     assert evaluate.main([*flags, "--codebooks=99"]) == 2
     assert "the tokenizer has" in capsys.readouterr().err
     changed = [flag.replace(str(data), str(tmp_path / "other")) for flag in flags]

@@ -313,6 +313,27 @@ def test_judges_are_asked_for_what_they_need():
 
 
 @pytest.mark.parametrize(
+    "text, answer",
+    [
+        ("Rain", "Rain"),
+        ("", ""),
+        (" \n\n'Rain'\nbecause", "Rain"),
+        ("The correct choice is - Rain!", "Rain"),
+        ("correct answer is\nRain\n\n**Note**", "Rain"),
+        ("Answer: ...\nthen **Rain** falls", "Rain"),  # nothing on the line: the next bold text
+        ("**Snow**\n**Rain**", "Rain"),
+        ("**Snow**\nAnswer: Rain", "Rain"),
+        ("Answer: Rain\nthe correct answer is Snow", "Rain"),  # "answer:" comes last, wherever it stands
+        ("My answer: Snow", "My answer: Snow"),  # not at the start of a line
+        ("Snow</think>\n\n`Rain`", "Rain"),
+        ("正确答案是**下雨**。", "下雨"),
+    ],
+)
+def test_final_answers(text, answer):
+    assert extraction.final_answer(text) == answer
+
+
+@pytest.mark.parametrize(
     "text, letter",
     [("A", "A"), ("B. red", "B"), ("(C)", "C"), ("", None), ("c", None), ("选D", None), ("</think>\nA", "A")],
 )
