@@ -46,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
         "--llm",
         default="rules",
         help="rules (offline, English, from attributes like the built-in corpus has), or "
-        "openai:BASE_URL#MODEL?option=value (options: mimo_jax.endpoints; key: $OPENAI_API_KEY, or the one ?key=NAME names)",
+        "openai:BASE_URL#MODEL?option=value (options: mimo_jax.endpoints; key: $OPENAI_API_KEY, or $NAME by ?key=NAME)",
     )
     parser.add_argument("--replies", help="file that keeps the LLM's replies; default: OUT/replies.sqlite")
     parser.add_argument("--whole", action="store_true", help="carry over all that the source has, for one preparation")

@@ -1,8 +1,13 @@
 """Text LLMs of recipes: strict replies, an endpoint that fails, replies that are kept, rules that say what is true."""
 
 import collections
+import contextlib
 import json
+import sqlite3
+import subprocess
+import sys
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -92,9 +97,10 @@ class Handler(BaseHTTPRequestHandler):
         status, content = 200, json.dumps({"choices": [{"message": {"content": reply}}]})
         if isinstance(reply, tuple):
             status, content = reply
-        self.send_response(status)
-        self.end_headers()
-        self.wfile.write(content.encode())
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the client was killed
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(content.encode())
 
     def log_message(self, *_):
         pass
@@ -185,6 +191,42 @@ def test_what_was_answered_is_not_asked_again(server, source, tmp_path):
     # Another model is another writer.
     run_recipe(source, str(other), Thinking(), server.spec().replace("#writer", "#author"), **shared)
     assert len(server.asked) == 12
+
+
+CHILD = """
+import sys
+from mimo_jax.preparation.recipes.run import run_recipe
+from mimo_jax.preparation.recipes.thinking import Thinking
+run_recipe(sys.argv[1], sys.argv[2], Thinking(), sys.argv[3], workers=1)
+"""
+
+
+def test_a_killed_run_keeps_every_reply_that_came(server, source, tmp_path):
+    hanging, release = threading.Event(), threading.Event()
+
+    def answer(facts):
+        if facts["id"] >= "r05":
+            hanging.set()
+            release.wait(30)
+        return right(facts)
+
+    server.answer = answer
+    out = tmp_path / "out"
+    child = subprocess.Popen([sys.executable, "-c", CHILD, source, str(out), server.spec("&concurrency=1")])
+    assert hanging.wait(30)
+    store, end = sqlite3.connect(out / "replies.sqlite"), time.monotonic() + 10
+    while store.execute("SELECT COUNT(*) FROM replies").fetchone()[0] < 5 and time.monotonic() < end:
+        time.sleep(0.01)
+    child.kill()
+    child.wait()
+    release.set()
+    server.answer = right
+    with server.lock:
+        server.asked.clear()
+    run_recipe(source, str(out), Thinking(), server.spec())
+    assert sorted(name[:3] for name in server.asked) == [f"r{i:02d}" for i in range(5, 12)]
+    run_recipe(source, str(tmp_path / "whole"), Thinking(), server.spec())
+    assert (out / "conversations.jsonl").read_bytes() == (tmp_path / "whole" / "conversations.jsonl").read_bytes()
 
 
 def test_wrong_settings_and_too_many_bad_replies_stop_the_run(server, source, tmp_path):
