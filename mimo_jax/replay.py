@@ -16,7 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from mimo_jax.cli import UserError
-from mimo_jax.training import guards
+from mimo_jax.objectives import lora
+from mimo_jax.training import guards, warm_start
+from mimo_jax.training import lora as lora_runs
 from mimo_jax.training.checkpoints import load_params
 from mimo_jax.training.optimizer import global_norm
 
@@ -65,6 +67,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         batch = saved_batch(options.model_dir, options.data_step)
         params, mutable, meta = load_params(options.model_dir)
         objective, seed = _configured(meta.config, options.model_dir)
+        adapter = lora_runs.located(options.model_dir)
+        if adapter is not None:
+            mutable = {**mutable, lora.BASE: warm_start.host_base(objective, adapter.base)}
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
@@ -93,6 +94,14 @@ def read_base(objective: Lora, source: str | Path, abstract: Any) -> Any:
     """The frozen parameters of a LoRA run, into shards and dtypes of `abstract`."""
     found, _ = parameters(objective, source, objective.starts_from_average)
     return _read(_by_name(abstract, found, str(source)), abstract)
+
+
+def host_base(objective: Lora, source: str | Path) -> Any:
+    """The frozen parameters of a LoRA run on the default device, in the dtype that the run keeps them in."""
+    found, _ = parameters(objective, source, objective.starts_from_average)
+    return jax.tree.map(
+        lambda x: jnp.asarray(np.asarray(x), objective.base_dtype or objective.compute.param_dtype), found
+    )
 
 
 def _with_base(objective: Lora, state: TrainState, source: str, abstract: TrainState) -> TrainState:

@@ -16,6 +16,7 @@ from flax import linen as nn
 from flax import traverse_util
 from jax.sharding import PartitionSpec
 
+from mimo_jax import replay
 from mimo_jax.cli import UserError
 from mimo_jax.interop import hf, trained
 from mimo_jax.models import layers
@@ -397,3 +398,14 @@ def test_mistakes_of_runs_are_named(run, folder, tmp_path):
     (tmp_path / lora.FILE).write_text("{}")
     with pytest.raises(UserError, match=r"adapter.json: damaged"):
         lora.read(tmp_path)
+
+
+def test_a_bad_batch_is_replayed_with_the_base(run, base, capsys):
+    batch = HostRows(SyntheticSource()).batch(0)
+    np.savez(run / "bad_batch_0_0.npz", **batch)
+    _, _, params = trained.load_run(run)
+    params, batch = (jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), tree) for tree in (params, batch))
+    expected, _ = MODEL.loss(params, {}, batch, KEY, PROGRESS)
+    assert replay.main([f"--model_dir={run}", "--data_step=0"]) == 0
+    shown = capsys.readouterr().out
+    assert float(shown.split("loss ")[1].split()[0]) == pytest.approx(float(expected), rel=1e-4)
