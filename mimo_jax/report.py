@@ -28,6 +28,7 @@ def report(
     lead: str = "",
     command: str = "",
     few_shot: str | None = None,
+    benchmarks: str | None = None,
 ) -> None:
     """Writes `out`.
 
@@ -41,6 +42,7 @@ def report(
       title, lead: headline and the sentence under it.
       command: the exact command of the run.
       few_shot: file of the few-shot questions that the stages were scored on (`mimo_jax.few_shot make`).
+      benchmarks: folder of results of `mimo_jax.evaluate`.
     """
     path = Path(metrics_file or Path(evaluation_dir) / "metrics.json")
     if not path.is_file():
@@ -57,6 +59,7 @@ def report(
         quarantine=quarantine,
         command=command,
         few_shot=few_shot,
+        benchmarks=benchmarks,
         config={name: file.read_text(encoding="utf-8") for name, file in configs.items() if file.is_file()},
     )
     write_report(out, inputs)

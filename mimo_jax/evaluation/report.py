@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mimo_jax.evaluation import charts, report_media, report_page
+from mimo_jax.evaluation.benchmarks import page
 from mimo_jax.evaluation.few_shot import curves
 from mimo_jax.evaluation.few_shot.choices import ChoiceSet
 from mimo_jax.files import write_text
@@ -35,6 +36,7 @@ class ReportInputs:
         command: the exact command of the run.
         config: resolved gin text of each stage.
         few_shot: file of the few-shot questions that the stages were scored on.
+        benchmarks: folder of results of `mimo_jax.evaluate`.
         listen: items with players; clip_seconds cuts each.
     """
 
@@ -48,6 +50,7 @@ class ReportInputs:
     command: str = ""
     config: Mapping[str, str] = dataclasses.field(default_factory=dict)
     few_shot: str | os.PathLike[str] | None = None
+    benchmarks: str | os.PathLike[str] | None = None
     listen: int = 6
     clip_seconds: float = 8.0
 
@@ -65,6 +68,7 @@ def render(inputs: ReportInputs) -> str:
             _spectrograms(inputs),
             _curves(inputs),
             _few_shot(inputs),
+            "" if inputs.benchmarks is None else page.section(Path(inputs.benchmarks)),
             _codebooks(inputs.metrics),
             _figures(inputs.metrics),
             _facts(inputs),

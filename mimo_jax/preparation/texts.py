@@ -18,6 +18,7 @@ def training_texts(curated: Curated) -> Iterator[str]:
             if conversation.split == "train":
                 items = [item for turn in conversation.turns for item in turn.get("content", ())]
                 yield from (item["text"] for item in items if isinstance(item.get("text"), str))
+                yield from (turn["Chain-of-thought"] for turn in conversation.turns if turn.get("Chain-of-thought"))
 
 
 def tokenizer_texts(records: Iterable[Record], texts: Iterable[TextRecord]) -> Iterator[str]:

@@ -156,11 +156,11 @@ def test_the_endpoint_says_how_long_to_wait(server):
 
 
 def test_waits_double(server, monkeypatch):
-    from mimo_jax.evaluation.plugins import endpoint
+    from mimo_jax import endpoints
 
     waits = []
-    monkeypatch.setattr(endpoint.Endpoint, "_pause", lambda self, seconds: waits.append(seconds))
-    monkeypatch.setattr(endpoint.random, "random", lambda: 1.0)
+    monkeypatch.setattr(endpoints.Endpoint, "_pause", lambda self, seconds: waits.append(seconds))
+    monkeypatch.setattr(endpoints.random, "random", lambda: 1.0)
     server.failures += [(500, {}, b"")] * 3 + [(429, {"Retry-After": "9999"}, b"")]
     plugins.load("judge", f"openai:{server.url}#m?backoff=25").ask(["a"])
     assert waits == [25, 50, 60, 60]

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from mimo_jax.cli import UserError
-from mimo_jax.evaluation.benchmarks import statistic, tables
+from mimo_jax.evaluation.benchmarks import page, statistic, tables
 from mimo_jax.evaluation.benchmarks.base import Answered, Benchmark, Item, Metric, Outcome
 from mimo_jax.evaluation.benchmarks.store import AnswerStore, dump, read_lines, write_lines
 from mimo_jax.evaluation.benchmarks.tools import Tools
 from mimo_jax.evaluation.parts import write_json
 from mimo_jax.files import write_text
 
-ITEMS, SCORES, TABLE = "items.jsonl", "scores.json", "scores.md"
+ITEMS, SCORES, TABLE, PAGE = "items.jsonl", "scores.json", "scores.md", "scores.html"
 
 
 def check_plugins(benchmark: Benchmark, tools: Tools) -> None:
@@ -146,7 +146,7 @@ _GAP_TASKS = ("speech_mmlu_t2t", "speech_mmlu_s2s")
 
 
 def summarise(out: Path, order: Sequence[str], seed: int = 0, draws: int = statistic.DRAWS) -> dict[str, Any]:
-    """scores.json and scores.md of all tasks in a folder, whenever they were scored.
+    """scores.json, scores.md and scores.html of all tasks in a folder, whenever they were scored.
 
     With text-to-text and speech-to-speech SpeechMMLU, their difference over the items that both scored.
     """
@@ -171,6 +171,7 @@ def summarise(out: Path, order: Sequence[str], seed: int = 0, draws: int = stati
             summary["modality gap"] = figure(GAP, shares, seed, draws)
     write_json(out / SCORES, summary)
     write_text(out / TABLE, tables.of_all(summary))
+    write_text(out / PAGE, page.page(out))
     return summary
 
 

@@ -6,7 +6,6 @@ Specs and their options are those of `mimo_jax.endpoints`.
 from __future__ import annotations
 
 import io
-import random as random  # what waits are drawn with, also under this name
 import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -11,6 +11,7 @@ from mimo_jax.evaluation.benchmarks.store import AnswerStore
 from mimo_jax.evaluation.benchmarks.tools import Tools
 from mimo_jax.evaluation.plugins.base import PluginError
 from mimo_jax.evaluation.plugins.fake import labelled_wave
+from mimo_jax.evaluation.report import ReportInputs, render
 from tests.evaluation.benchmarks.stand_ins import RATE, Ears, Judge, Vectors, scripted, speech_like
 
 CHOICES = {  # 8 of 12, 4 of 6 of each kind
@@ -221,6 +222,9 @@ def test_modality_gap(data, tmp_path):
         run(data, tmp_path, name)
     summary = scoring.summarise(tmp_path, names, draws=50)
     assert summary["modality gap"]["value"] == 25 and summary["modality gap"]["items"] == 4
+    shown = (tmp_path / "scores.html").read_text()
+    assert "modality gap" in shown and all(f"<summary>{name}</summary>" in shown for name in names)
+    assert "Benchmarks" in render(ReportInputs(benchmarks=tmp_path))
     table = (tmp_path / "scores.md").read_text()
     assert "modality gap" in table and "72.50" in table  # published beside ours
 
