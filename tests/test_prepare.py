@@ -146,6 +146,19 @@ def test_one_recording_is_held_out_where_the_manifest_holds_none_out(tmp_path):
     assert sorted(r.split for r in read_manifest(tmp_path / "out" / "curated")) == ["train"] * 3 + ["validation"]
 
 
+def test_recordings_of_a_conversation_are_not_held_out_without_it(tmp_path):
+    wave = (0.1 * np.random.default_rng(0).standard_normal(24000)).astype(np.float32)
+    write_wav(tmp_path / "good.wav", wave, 16000)
+    shared = {"audio": "good.wav", "split": "train"}
+    lines = [{**shared, "text": f"words {i}", "id": f"{i}", "part_of": "talk"} for i in range(3)] + [
+        {**shared, "id": "3"}
+    ]
+    (tmp_path / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    prepare(tmp_path, tmp_path / "out", FakeCodec(), vocab_size=300, contexts=(64,), items_per_shard=2)
+    splits = {r.id: r.split for r in read_manifest(tmp_path / "out" / "curated")}
+    assert splits == {"0": "train", "1": "train", "2": "train", "3": "validation"}
+
+
 def test_too_much_that_is_broken_stops_the_run(tmp_path):
     lines = [{"audio": "missing.wav", "id": f"{i}"} for i in range(9)]
     (tmp_path / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))

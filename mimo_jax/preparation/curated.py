@@ -223,16 +223,17 @@ def _held_out(root: pathlib.Path, names: Sequence[str]) -> Record | None:
     """The record to move to "validation" where none is there: every figure needs held-out speech.
 
     A small folder may well have none, as splits that are not given go by hash and 2 % share. A single record stays in
-    training; nothing can be held out then.
+    training, and so do recordings of conversations; nothing can be held out then.
     """
-    chosen: tuple[tuple[bool, bytes], Record] | None = None
+    chosen: tuple[tuple[bool, bool, bytes], Record] | None = None
     count = 0
     for record in _shard_records(root, names):
         count += 1
-        rank = (not record.text, hashlib.sha256(record.id.encode()).digest())
+        # A recording of a conversation would stay behind in training's conversation.
+        rank = (record.part_of is not None, not record.text, hashlib.sha256(record.id.encode()).digest())
         if chosen is None or rank < chosen[0]:
             chosen = rank, record
-    return chosen[1] if chosen and count > 1 else None
+    return chosen[1] if chosen and count > 1 and chosen[1].part_of is None else None
 
 
 def _merge(root: pathlib.Path, parts: Sequence[pathlib.Path], name: str, moved: Record | None) -> None:
