@@ -43,7 +43,7 @@ say "mypy"
 "$VENV/bin/mypy"
 say "pytest"
 # One file's tests stay in one process: they share compiled functions and session fixtures.
-"$VENV/bin/python" -m pytest -n auto --maxprocesses=8 --dist=loadfile -m "$selection" "$@"
+"$VENV/bin/python" -m pytest -n auto --maxprocesses=8 --dist=loadfile --no-loadscope-reorder -m "$selection" "$@"
 if [ "$beam" = true ] && [ $# -eq 0 ]; then
   VENV=${MIMO_JAX_BEAM_VENV:-$ROOT/.venv-beam}
   ensure_environment beam

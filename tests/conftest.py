@@ -29,6 +29,15 @@ settings.register_profile("mimo_jax", deadline=None, derandomize=True, max_examp
 settings.load_profile("mimo_jax")
 
 
+# Files that take longest begin first: the last file of a run should be a short one.
+_LONGEST = ("test_end_to_end", "test_tokenizer_meshes", "test_processes", "test_trained_tokenizer", "test_verify")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Orders files, not the tests within one; `launch/test.sh` tells xdist to keep the order."""
+    items.sort(key=lambda item: _LONGEST.index(item.path.stem) if item.path.stem in _LONGEST else len(_LONGEST))
+
+
 @pytest.fixture(scope="module", autouse=True)
 def bounded_memory() -> Iterator[None]:
     """Programs of earlier files are dropped once a process has grown to 3 GB: a worker would keep them all."""
