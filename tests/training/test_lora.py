@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import time
 from pathlib import Path
 
 import gin
@@ -320,6 +321,10 @@ def test_the_merged_model_is_what_was_trained(run, folder, base):
 def test_an_interrupted_run_ends_with_the_same_bits(run, folder, tmp_path):
     with pytest.raises(Interrupted):
         adapter_job(tmp_path, folder, source=Breaking(at=5))
+    # The process lives on here, and so does the thread that writes a checkpoint.
+    deadline = time.monotonic() + 60
+    while any(tmp_path.glob("checkpoints/*tmp*")) and time.monotonic() < deadline:
+        time.sleep(0.1)
     assert latest_step(tmp_path) in (2, 4)
     adapter_job(tmp_path, None)  # the folder itself knows its base
     ours, theirs = np.load(tmp_path / "final.npz"), np.load(run / "final.npz")
