@@ -410,7 +410,7 @@ def test_a_bad_batch_is_replayed_with_the_base(run, base, capsys):
     np.savez(run / "bad_batch_0_0.npz", **batch)
     _, _, params = trained.load_run(run)
     params, batch = (jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), tree) for tree in (params, batch))
-    expected, _ = MODEL.loss(params, {}, batch, KEY, PROGRESS)
+    expected, _ = jax.jit(lambda params, batch: MODEL.loss(params, {}, batch, KEY, PROGRESS))(params, batch)
     assert replay.main([f"--model_dir={run}", "--data_step=0"]) == 0
     shown = capsys.readouterr().out
     assert float(shown.split("loss ")[1].split()[0]) == pytest.approx(float(expected), rel=1e-4)
