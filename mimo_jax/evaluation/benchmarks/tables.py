@@ -43,13 +43,8 @@ def of_task(scores: Mapping[str, Any]) -> str:
         for name, figure in scores["metrics"].items()
     ]
     lines += [*_table(["metric", "value (95 % interval)", "items", "published"], body), ""]
-    for grouping, groups in scores["groups"].items():
-        names = [name for name in scores["metrics"] if any(name in figures for figures in groups.values())]
-        body = []
-        for group, figures in groups.items():
-            count = max((figure["items"] for figure in figures.values()), default=0)
-            body.append([group, str(count), *(number(figures[n]) if n in figures else "" for n in names)])
-        lines += [f"## By {grouping}", "", *_table([grouping, "items", *names], body), ""]
+    for grouping in scores["groups"]:
+        lines += [f"## By {grouping}", "", *_table(*subgroups(scores, grouping)), ""]
     if scores["unscored"]:
         lines += ["## Without a score", ""]
         shown = list(scores["unscored"].items())[:_SHOWN_FAILURES]
@@ -64,8 +59,11 @@ def of_task(scores: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def of_all(summary: Mapping[str, Any]) -> str:
-    """scores.md of all tasks: one line a task, by its first metric."""
+OVERVIEW = ("task", "metric", "value (95 % interval)", "items", "published")
+
+
+def overview(summary: Mapping[str, Any]) -> list[list[str]]:
+    """A line of `OVERVIEW` for each metric of each task, and the modality gap."""
     body = []
     for task, scores in summary["tasks"].items():
         for position, (name, figure) in enumerate(scores["metrics"].items()):
@@ -80,5 +78,20 @@ def of_all(summary: Mapping[str, Any]) -> str:
         body.append(
             ["speech_mmlu", "modality gap (T2T - S2S) ↓", number(figure), str(figure["items"]), _published(figure)]
         )
-    head = ["task", "metric", "value (95 % interval)", "items", "published"]
-    return "\n".join(["# Scores", "", *_table(head, body)]) + "\n"
+    return body
+
+
+def subgroups(scores: Mapping[str, Any], grouping: str) -> tuple[list[str], list[list[str]]]:
+    """(head, lines) of a task's table by one grouping."""
+    groups = scores["groups"][grouping]
+    names = [name for name in scores["metrics"] if any(name in figures for figures in groups.values())]
+    body = []
+    for group, figures in groups.items():
+        count = max((figure["items"] for figure in figures.values()), default=0)
+        body.append([group, str(count), *(number(figures[n]) if n in figures else "" for n in names)])
+    return [grouping, "items", *names], body
+
+
+def of_all(summary: Mapping[str, Any]) -> str:
+    """scores.md of all tasks: a line for each metric."""
+    return "\n".join(["# Scores", "", *_table(list(OVERVIEW), overview(summary))]) + "\n"
