@@ -9,11 +9,12 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.xla import xla_flags
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Shapes are small and programs many: LLVM's optimisation would take a third of the suite's time.
-for flag, value in (("xla_force_host_platform_device_count", 8), ("xla_backend_optimization_level", 0)):
-    if flag not in os.environ.get("XLA_FLAGS", ""):
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --{flag}={value}".strip()
+_given = os.environ.get("XLA_FLAGS", "")
+_missing = [flag for flag in xla_flags(8).split() if flag.split("=")[0] not in _given]
+os.environ["XLA_FLAGS"] = " ".join([_given, *_missing]).strip()
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path.home() / ".cache" / "mimo_jax" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")

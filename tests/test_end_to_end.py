@@ -20,6 +20,7 @@ import pytest
 from mimo_jax.chain import STATE_FILE
 from mimo_jax.data.audio import write_flac, write_wav
 from mimo_jax.quickstart import TRAINED
+from tests.xla import xla_flags
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parent.parent
@@ -29,9 +30,8 @@ SECONDS_INTO = {"corpus": 1.5, "curate": 0.3, "prepare": 5.0, "evaluate": 8.0}
 
 
 def start(out: Path, *flags: str) -> subprocess.Popen:
-    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     command = [sys.executable, "-m", "mimo_jax.quickstart", "--preset=smoke", f"--out={out}", *flags]
-    return subprocess.Popen(command, cwd=ROOT, env=environment)
+    return subprocess.Popen(command, cwd=ROOT, env=os.environ | {"XLA_FLAGS": xla_flags(1)})
 
 
 def figures(out: Path) -> dict:

@@ -15,6 +15,7 @@ from mimo_jax.parallel import mesh as mesh_lib
 from mimo_jax.training import program
 from mimo_jax.training.optimizer import Optimizer
 from tests.training.synthetic import SyntheticSource, tiny_model
+from tests.xla import xla_flags
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 20
@@ -23,10 +24,9 @@ ONE = mesh_lib.Hardware(data=1)
 
 def start(program, *arguments, devices, **environment):
     """A Python process with simulated devices that runs a program (text)."""
-    flags = f"--xla_force_host_platform_device_count={devices}"
     return subprocess.Popen(
         [sys.executable, "-c", program, *map(str, arguments)],
-        env={**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT), **environment},
+        env={**os.environ, "XLA_FLAGS": xla_flags(devices), "PYTHONPATH": str(ROOT), **environment},
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

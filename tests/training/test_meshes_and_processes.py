@@ -19,6 +19,7 @@ from mimo_jax.training.metrics import read_metrics
 from mimo_jax.training.schedule import Budget
 from tests.training.job import FirstDevices, HostRows, job
 from tests.training.synthetic import Regression, Vectors
+from tests.xla import xla_flags
 
 STEPS = 12
 ARGUMENTS = {"objective": Regression(), "eval_sources": {"heldout": HostRows(Vectors(seed=1))}}
@@ -94,7 +95,7 @@ def _process(folder: str, port: int, number: int, log: str) -> None:
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
-    os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
+    os.environ["XLA_FLAGS"] = xla_flags(2)
     from mimo_jax.cli import log_to_stderr
     from mimo_jax.parallel import start
 

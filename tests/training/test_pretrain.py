@@ -20,6 +20,7 @@ from mimo_jax.training.checkpoints import load_meta, load_params
 from mimo_jax.training.metrics import read_metrics
 from tests.training.job import POSITIONS
 from tests.training.synthetic import Vectors
+from tests.xla import xla_flags
 
 RUN = """
 from __gin__ import dynamic_registration
@@ -62,7 +63,7 @@ def command(*arguments: str) -> subprocess.Popen:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env=os.environ | {"XLA_FLAGS": ""},
+        env=os.environ | {"XLA_FLAGS": xla_flags(1)},
     )
 
 
