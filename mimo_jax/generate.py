@@ -24,8 +24,8 @@ repositories of the Hugging Face hub. What each task takes:
 [{"source": path, "target": path, "text": words of the target}, ...]}. Paths in them are relative to the JSON file.
 
 Answers go to OUT/results.jsonl, one JSON object a line, speech to OUT/ID.wav. With --manifest, every usable record is
-an input (audio, text, instruction as --style, first question of qa as --question); a record that cannot be read gets a
-line with its error. Started again, a manifest run goes on after the records that are done.
+an input (audio, text, instruction as --style, first question of qa as --question); a record that cannot be read or is
+too long gets a line with its error. Started again, a manifest run goes on after the records that are done.
 """
 
 from __future__ import annotations
@@ -91,6 +91,25 @@ def answer(model: MimoAudio, options: argparse.Namespace, items: Sequence[Item])
     return getattr(model, task)(dialogues, thinking=options.thinking, **more)
 
 
+def _answers(
+    model: MimoAudio, options: argparse.Namespace, items: list[Item]
+) -> tuple[dict[str, tuple[Item, Answer]], dict[str, str]]:
+    """(id -> input and answer, id -> why there is none): a prompt that is too long spoils no other."""
+    from mimo_jax.inference.requests import RequestError
+
+    errors: dict[str, str] = {}
+    while items:
+        try:
+            found = answer(model, options, items)
+        except RequestError as error:
+            place = error.number or 0
+            errors[items[place].id] = error.reason
+            items = items[:place] + items[place + 1 :]
+        else:
+            return {item.id: (item, one) for item, one in zip(items, found, strict=True)}, errors
+    return {}, errors
+
+
 class Results:
     """`results.jsonl` of a folder: what is there already, and appending to it."""
 
@@ -133,21 +152,23 @@ def generate(options: argparse.Namespace) -> None:
     inputs.check(options)
     run = {name: value for name, value in sorted(vars(options).items()) if name not in ("out", "batch", "manifest")}
     results = Results(Path(options.out), run, resume=bool(options.manifest))
-    model = shared.load(options, max_batch=options.batch)
+    model = shared.load(options, max_batch=options.batch, max_positions=options.max_positions)
     if options.manifest:
         items: Iterator[Item | tuple[str, str]] = inputs.from_manifest(options, results.done, model.sample_rate)
     else:
         items = iter(inputs.from_options(options, model.sample_rate))
     started, count = time.monotonic(), 0
     for chunk in _chunks(items, options.batch):
-        good = [item for item in chunk if isinstance(item, Item)]
-        made = {item.id: (item, a) for item, a in zip(good, answer(model, options, good) if good else [], strict=True)}
+        made, errors = _answers(model, options, [item for item in chunk if isinstance(item, Item)])
+        errors |= dict(item for item in chunk if not isinstance(item, Item))
+        if errors and not options.manifest:
+            raise UserError("; ".join(f"{name}: {error}" for name, error in errors.items()))
         entries = []
-        for item in chunk:
-            if isinstance(item, Item):
-                entries.append(results.entry(*made[item.id], model.sample_rate))
+        for name in (item.id if isinstance(item, Item) else item[0] for item in chunk):
+            if name in made:
+                entries.append(results.entry(*made[name], model.sample_rate))
             else:
-                entries.append({"id": item[0], "error": item[1]})
+                entries.append({"id": name, "error": errors[name]})
         results.add(entries)
         count += len(chunk)
         for entry in [] if options.manifest else entries:
@@ -192,6 +213,7 @@ def _parser() -> shared.Parser:
     add("--seed", type=shared.integer(0), default=0, help="of the random choices")
     add("--max_new", type=shared.integer(1), help="longest answer in positions (text tokens + patches)")
     add("--min_new", type=shared.integer(0), default=0, help="shortest answer in positions")
+    add("--max_positions", type=shared.integer(2), default=8192, help="limit of a prompt and its answer together")
     add("--batch", type=shared.integer(1), default=32, help="inputs computed together")
     return parser
 

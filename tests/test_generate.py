@@ -90,6 +90,20 @@ def test_manifest_with_resume(folders, tmp_path, capsys):
     assert "other settings" in capsys.readouterr().err
 
 
+def test_what_is_too_long_spoils_no_other(folders, tmp_path, capsys):
+    flags = [*model_flags(folders), "--task=pretrain_asr", "--max_new=4", "--max_positions=18", f"--out={tmp_path}"]
+    assert generate.main([*flags, f"--manifest={folders[0]}", "--batch=8"]) == 0
+    lines = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
+    assert [line["id"] for line in lines] == ["0", "1", "broken", "2", "3", "4"]
+    reasons = [line.get("error", "").partition(" ")[0] for line in lines]
+    assert "prompt" in reasons and "" in reasons, lines
+    assert all("the limit for prompt and answer is 18" in x["error"] for x in lines if "prompt" in x.get("error", ""))
+
+    capsys.readouterr()
+    assert generate.main([*flags, f"--audio={folders[0] / '4.wav'}"]) == 2
+    assert capsys.readouterr().err.startswith("error: 4: prompt of ")
+
+
 def test_speech_is_written(folders, tmp_path, capsys):
     flags = [*model_flags(folders), "--task=continue_speech", f"--audio={folders[0] / '3.wav'}", "--max_new=4"]
     assert generate.main([*flags, f"--out={tmp_path}"]) == 0

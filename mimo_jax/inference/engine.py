@@ -18,7 +18,7 @@ from mimo_jax.inference import quantization
 from mimo_jax.inference.batcher import FIRST_PATCHES, SMALLEST_SLOTS, Batcher, Limits, power_of_two
 from mimo_jax.inference.placement import placed_params
 from mimo_jax.inference.programs import Params, Programs
-from mimo_jax.inference.requests import MAX_STOP_TOKENS, Request, Result, Update, joined
+from mimo_jax.inference.requests import MAX_STOP_TOKENS, Request, RequestError, Result, Update, joined
 from mimo_jax.models.mimo_audio import MimoAudioConfig
 from mimo_jax.models.transformer import Compute
 
@@ -61,36 +61,36 @@ class Engine:
         return self.limits.max_positions
 
     def check(self, request: Request) -> None:
-        """Raises ValueError for a request that cannot run, saying why."""
+        """Raises RequestError for a request that cannot run, saying why."""
         config, length = self.config, len(request.text)
         if length < 1:
-            raise ValueError("empty prompt: at least one position is needed")
+            raise RequestError("empty prompt: at least one position is needed")
         if length >= self.max_positions:
-            raise ValueError(f"prompt of {length} positions; the limit for prompt and answer is {self.max_positions}")
+            raise RequestError(f"prompt of {length} positions; the limit for prompt and answer is {self.max_positions}")
         expected = (length, config.group_size, config.audio_channels)
         if request.audio.shape != expected:
-            raise ValueError(f"audio of the prompt has shape {request.audio.shape}; expected {expected}")
+            raise RequestError(f"audio of the prompt has shape {request.audio.shape}; expected {expected}")
         if request.text.min() < 0 or request.text.max() >= config.vocab_size:
-            raise ValueError(
+            raise RequestError(
                 f"text ids of the prompt reach from {request.text.min()} to {request.text.max()}; "
                 f"the vocabulary is 0..{config.vocab_size - 1}"
             )
         if request.max_new < 1 or request.min_new < 0:
-            raise ValueError(f"max_new = {request.max_new}, min_new = {request.min_new}: at least 1 and 0")
+            raise RequestError(f"max_new = {request.max_new}, min_new = {request.min_new}: at least 1 and 0")
         if len(request.stop_tokens) > MAX_STOP_TOKENS:
-            raise ValueError(f"{len(request.stop_tokens)} stop tokens; at most {MAX_STOP_TOKENS} are looked for")
+            raise RequestError(f"{len(request.stop_tokens)} stop tokens; at most {MAX_STOP_TOKENS} are looked for")
 
     def batcher(self, **limits: int) -> Batcher:
         """A batch that requests can join and leave at any time; limits other than the engine's by name."""
         return Batcher(self._programs, self._params, Limits(**{**vars(self.limits), **limits}))
 
     def generate(self, requests: Sequence[Request]) -> list[Result]:
-        """Answers to `requests`, in their order. Raises ValueError for a request that cannot run."""
+        """Answers to `requests`, in their order. Raises RequestError for one that cannot run."""
         for number, request in enumerate(requests):
             try:
                 self.check(request)
-            except ValueError as error:
-                raise ValueError(f"request {number}: {error}") from None
+            except RequestError as error:
+                raise RequestError(error.reason, number) from None
         batcher = self.batcher()
         updates: dict[int, list[Update]] = {batcher.submit(request): [] for request in requests}
         while batcher.busy:
@@ -106,7 +106,7 @@ class Engine:
           positions, first_patches: see `Limits`.
 
         Raises:
-          ValueError: a request that cannot run.
+          RequestError: a request that cannot run.
         """
         self.check(request)
         batcher = self.batcher(positions=positions, first_patches=first_patches)

@@ -15,6 +15,19 @@ MAX_STOP_TOKENS = 8
 StopReason = Literal["stop", "length"]
 
 
+class RequestError(ValueError):
+    """A request that cannot run.
+
+    Attributes:
+      reason: why.
+      number: its place among those given together; None if it came alone.
+    """
+
+    def __init__(self, reason: str, number: int | None = None) -> None:
+        super().__init__(reason if number is None else f"request {number}: {reason}")
+        self.reason, self.number = reason, number
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Request:
     """One sequence to continue.
