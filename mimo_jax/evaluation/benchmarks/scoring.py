@@ -35,7 +35,6 @@ def score(
     *,
     seed: int = 0,
     draws: int = statistic.DRAWS,
-    failures: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Scores the answers of the items and writes the three files.
 
@@ -44,7 +43,6 @@ def score(
       store: where the answers are.
       tools: plug-ins.
       seed, draws: of the bootstrap.
-      failures: id -> why the item has no answer, where that is known.
 
     Returns:
       The content of scores.json; "unscored" names the items without a score, with the reason.
@@ -58,7 +56,7 @@ def score(
     if not answered:
         raise UserError(f"{store.folder}: no answers; run with --phase=generate first")
     made = dict(zip([a.item.id for a in answered], benchmark.score(answered, tools), strict=True))
-    reasons = failures or {}
+    reasons = store.failures()
     outcomes = {
         item.id: made.get(item.id) or Outcome(failure=f"no answer: {reasons.get(item.id, 'not generated yet')}")
         for item in items
@@ -76,10 +74,8 @@ def score(
         "metrics": _figures(benchmark, scored, outcomes, seed, draws),
         "groups": {
             grouping: {
-                group: _figures(
-                    benchmark, [i for i in scored if i.groups.get(grouping) == group], outcomes, seed, draws
-                )
-                for group in sorted({item.groups[grouping] for item in scored if grouping in item.groups})
+                group: _figures(benchmark, chosen, outcomes, seed, draws)
+                for group, chosen in _grouped(scored, grouping).items()
             }
             for grouping in dict.fromkeys(name for item in items for name in item.groups)
         },
@@ -95,6 +91,12 @@ def score(
     write_json(store.folder / SCORES, scores)
     write_text(store.folder / TABLE, tables.of_task(scores))
     return scores
+
+
+def _grouped(items: Sequence[Item], grouping: str) -> dict[str, list[Item]]:
+    """Group -> its items, sorted by the group's name."""
+    groups = sorted({item.groups[grouping] for item in items if grouping in item.groups})
+    return {group: [item for item in items if item.groups.get(grouping) == group] for group in groups}
 
 
 def _versions(*packages: str) -> dict[str, str]:

@@ -182,9 +182,9 @@ def run(data, out, name, script=None, plugins=None, **options):
     store = AnswerStore(out / name)
     model = scripted(name, CASES[name][0] if script is None else script)
     store.claim(settings(benchmark, Options(**options)))
-    failures = generate(model, benchmark, items, store, Options(**options))
+    generate(model, benchmark, items, store, Options(**options))
     tools = Tools(CASES[name][1] if plugins is None else plugins, out / name / "calls.jsonl")
-    return scoring.score(benchmark, items, store, tools, draws=50, failures=failures), model
+    return scoring.score(benchmark, items, store, tools, draws=50), model
 
 
 def test_every_task_has_a_case():
