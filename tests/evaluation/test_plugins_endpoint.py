@@ -302,6 +302,11 @@ def test_embeddings_come_in_order_and_of_unit_length(server):
     expected = np.array([[3.0, 4.0 * max(1, len(text))] for text in texts])
     assert np.allclose(vectors, expected / np.linalg.norm(expected, axis=1, keepdims=True))
     assert len(server.requests) == 3 and json.loads(server.requests[0][2])["dimensions"] == 2
+    assert not plugin.embed([]).size
+    server.answer = lambda path, body: (503, {}, b"") if len(body["input"]) == 64 else answer(path, body)
+    with pytest.raises(plugins.PluginError) as caught:
+        plugins.load("text_embedder", f"openai:{server.url}#e?retries=0").embed(texts[:70])
+    assert caught.value.finished == {} and sorted(caught.value.failures) == list(range(64))  # by text, not by call
     server.answer = lambda path, body: {"data": []}
     with pytest.raises(plugins.PluginError, match="KeyError"):
         plugins.load("text_embedder", f"openai:{server.url}#e?retries=0").embed(["a"])

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from mimo_jax.endpoints import Chat, Endpoint, number_option
+from mimo_jax.endpoints import Chat, Endpoint, RefusedError, number_option
 from mimo_jax.evaluation.plugins.base import PluginError, unit_length
 
 _TEXTS_PER_CALL = 64
@@ -82,7 +82,13 @@ class EndpointTextEmbedder(Endpoint):
     def embed(self, texts: Sequence[str]) -> np.ndarray:
         """See `base.TextEmbedder`. A blank text is embedded as one space: endpoints refuse empty ones."""
         starts = range(0, len(texts), _TEXTS_PER_CALL)
-        parts = self.each(lambda start: self._embed(texts[start : start + _TEXTS_PER_CALL]), starts)
+        try:
+            parts = self.each(lambda start: self._embed(texts[start : start + _TEXTS_PER_CALL]), starts)
+        except PluginError as error:
+            # By text, as callers count. A refusal may be about one of the texts: it says nothing about the others.
+            calls = {i: one for i, one in error.failures.items() if not isinstance(one, RefusedError)}
+            failures = {i: calls[i // _TEXTS_PER_CALL] for i in range(len(texts)) if i // _TEXTS_PER_CALL in calls}
+            raise PluginError(str(error), failures=failures) from error
         sizes = {part.shape[1] for part in parts}
         if len(sizes) > 1:
             raise PluginError(f"{self._base}: embeddings of several sizes: {sorted(sizes)}")
