@@ -242,6 +242,14 @@ def test_the_key_is_where_the_spec_says(server, monkeypatch):
         judge(server, "key=MISSING_KEY")
 
 
+def test_a_key_that_cannot_be_sent_is_not_shown(server, monkeypatch):
+    for key in ("sk-one\nsk-two", "sk-oné"):
+        monkeypatch.setenv("OPENAI_API_KEY", key)
+        with pytest.raises(UserError, match="OPENAI_API_KEY holds signs") as caught:
+            judge(server)
+        assert "sk-" not in str(caught.value)
+
+
 def test_calls_under_way_are_bounded_and_replies_in_order(server):
     server.delay = 0.05
     prompts = [str(i) for i in range(12)]
@@ -255,6 +263,8 @@ def test_calls_under_way_are_bounded_and_replies_in_order(server):
         ("openai:http://a/v1", "expected openai:BASE_URL#MODEL"),
         ("openai:a/v1#m", "expected openai:BASE_URL#MODEL"),
         ("openai:http://me:word@a/v1#m", "environment variable"),
+        ("openai:http://me:word@a/v1", "environment variable"),
+        ("openai:http://a/v1?api_key=word#m", "environment variable"),
         ("openai:http://a/v1#m?timeout=soon", "timeout=soon"),
         ("openai:http://a/v1#m?concurrency=0", "from 1 up"),
         ("openai:http://a/v1#m?max_tokens=x", "max_tokens=x"),

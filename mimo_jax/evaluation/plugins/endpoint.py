@@ -39,7 +39,9 @@ class EndpointTranscriber(Endpoint):
         if not len(wave):
             return ""
         fields = {"model": self.model, "response_format": "json", **self.options, "language": language}
-        body, content_type = _form({name: value for name, value in fields.items() if value}, _wav(wave, sample_rate))
+        body, content_type = _form(
+            {name: value for name, value in fields.items() if value}, wav_file(wave, sample_rate)
+        )
         return self.post("/audio/transcriptions", body, content_type, _transcript)
 
 
@@ -49,7 +51,8 @@ def _transcript(answer: Any) -> str:
     return text.strip()
 
 
-def _wav(wave: np.ndarray, sample_rate: int) -> bytes:
+def wav_file(wave: np.ndarray, sample_rate: int) -> bytes:
+    """A mono wave [samples] as a 16-bit WAV file."""
     import soundfile
 
     file = io.BytesIO()

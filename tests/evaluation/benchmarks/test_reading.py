@@ -170,5 +170,7 @@ def test_a_judge_that_hears():
         assert "ears" in listener.identity
     finally:
         server.shutdown()
+    with pytest.raises(UserError, match="temperature=hot must be a number"):
+        listening.load("openai:http://a/v1#m?temperature=hot")
     with pytest.raises(UserError, match="expected openai"):
         listening.load("whisper")
