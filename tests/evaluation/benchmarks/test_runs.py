@@ -144,6 +144,8 @@ def test_why_an_item_has_no_answer_is_told_when_scoring_comes_later(data, tmp_pa
         generate(Model(hashing), benchmark, items, store, Options(worker=worker, workers=2))
     unscored = scoring.score(benchmark, items, AnswerStore(tmp_path), Tools({}), draws=20)["unscored"]
     assert set(unscored) == {items[3].id} and "nowhere.wav" in unscored[items[3].id]
+    with pytest.raises(UserError, match="no answers; .*nowhere.wav"):
+        scoring.score(benchmark, items[3:4], AnswerStore(tmp_path), Tools({}))
 
 
 def test_a_reconstruction_that_is_not_finite_costs_no_other(data, tmp_path):
