@@ -20,6 +20,7 @@ from mimo_jax.cli import UserError
 from mimo_jax.evaluation.benchmarks.store import append, read_lines
 
 _BATCH = 16
+_BATCHES = {"translation_scorer": 256}  # each call of it loads a model
 
 T = TypeVar("T")
 Wave = tuple[np.ndarray, int]
@@ -186,9 +187,9 @@ class Tools:
             return name in self._known and refused(self._known[name]) is None
 
         waiting = {name: thing for name, thing in zip(full, inputs, strict=True) if not is_known(name)}
-        order = list(waiting)
-        for start in range(0, len(order), _BATCH):
-            for name in attempt(order[start : start + _BATCH]):
+        order, size = list(waiting), _BATCHES.get(kind, _BATCH)
+        for start in range(0, len(order), size):
+            for name in attempt(order[start : start + size]):
                 attempt([name])
         return [failures[name] if name in failures else self._known[name] for name in full]
 

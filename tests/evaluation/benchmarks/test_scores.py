@@ -305,6 +305,23 @@ def test_a_score_that_is_no_number_is_none(tmp_path):
     assert good == 0.5 and "not finite" in bad.reason
 
 
+def test_a_scorer_that_loads_a_model_is_called_once(tmp_path):
+    class Scorer:
+        identity, calls, broken = "scorer", 0, True
+
+        def score(self, sources, hypotheses, references):
+            self.calls += 1
+            if self.broken:
+                raise PluginError("no memory", failures=dict.fromkeys(range(len(sources)), PluginError("no memory")))
+            return [0.5] * len(sources)
+
+    scorer, texts = Scorer(), [f"{k}" for k in range(40)]
+    assert "no memory" in Tools({"translation_scorer": scorer}).translation_scores(texts, texts, texts)[39].reason
+    scorer.broken = False
+    assert Tools({"translation_scorer": scorer}).translation_scores(texts, texts, texts) == [0.5] * 40
+    assert scorer.calls == 2
+
+
 def test_silence_follows_no_description_and_nobody_is_asked_about_it(data, tmp_path):
     script = {"e1.APS": "come here now", "e1.DSD": "", "e1.RP": "come here now"}
     listener = Judge({"low pitch": "YES", "angry": "YES", "captain": "YES"})
