@@ -195,6 +195,9 @@ def _plugin(kind: str, spec: str) -> Any:
 
 
 def _check_plugins(options: argparse.Namespace, chosen: Sequence[Benchmark]) -> None:
+    """Before anything is answered, which may take hours."""
+    from mimo_jax.evaluation import plugins
+
     for benchmark in chosen:
         for kind in benchmark.needs:
             if not getattr(options, kind):
@@ -202,6 +205,9 @@ def _check_plugins(options: argparse.Namespace, chosen: Sequence[Benchmark]) -> 
                     f"--tasks={benchmark.name}: scoring needs --{kind}=PLUGIN (docs/evaluation.md lists them); "
                     "--phase=generate goes without"
                 )
+    for kind in _KINDS:
+        if spec := getattr(options, kind):
+            _plugin(kind, spec) if kind == "listener" else plugins.check(kind, spec)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
