@@ -7,7 +7,7 @@ A spec is ``BASE_URL#MODEL?option=value&...``, for instance ``https://api.openai
   ``OPENAI_API_KEY`` is meant and not set, calls go without a key;
 * ``timeout`` (120): seconds that the endpoint may be silent;
 * ``retries`` (6): further tries after 408, 429, 5xx, a broken connection or an unreadable reply; before each a wait
-  that doubles from ``backoff`` (1) seconds to a minute, with jitter, or what ``Retry-After`` says;
+  that doubles from ``backoff`` (1) seconds to a minute, with jitter, or what ``Retry-After`` says, up to a minute too;
 * ``concurrency`` (8): calls under way at once.
 
 The key goes into the header of the requests and nowhere else: it is cut out of every message, and a redirection to
@@ -95,10 +95,14 @@ class Endpoint:
         base, mark, model = spec.partition("#")
         self.model, given = split_options(model, {**_CALL_OPTIONS, **(options or {})})
         address = urlsplit(base)
+        # Before any message shows the spec. What an address holds besides its path would be stored with results, too.
+        if address.username or address.password or address.query:
+            raise UserError(
+                "an endpoint's address, BASE_URL of openai:BASE_URL#MODEL?option=value, takes no user, password or "
+                "?query; name the environment variable that holds the key: openai:BASE_URL#MODEL?key=NAME"
+            )
         if address.scheme not in ("http", "https") or not address.hostname or not mark or not self.model:
             raise UserError(f"openai:{spec}: expected openai:BASE_URL#MODEL, as in openai:https://HOST/v1#MODEL")
-        if address.username or address.password:
-            raise UserError("a password has no place in an endpoint's address: name an environment variable, ?key=NAME")
         self._base = base.rstrip("/")
         self._timeout = number_option(spec, given, "timeout", 1e-3)
         self._retries = int(number_option(spec, given, "retries", 0))
@@ -108,6 +112,10 @@ class Endpoint:
         if given["key"] not in ("", _DEFAULT_KEY) and not self._key:
             raise UserError(
                 f"openai:{spec}: the environment variable {given['key']}, which should hold the key, is empty"
+            )
+        if not (self._key.isascii() and self._key.isprintable()):
+            raise UserError(
+                f"the environment variable {given['key']} holds signs that no key has, such as a line break"
             )
         self.options = {name: given[name] for name in options or {}}
         settings = "".join(f" {name}={value}" for name, value in self.options.items() if value)
@@ -258,10 +266,11 @@ class Chat(Endpoint):
 
     def ask(self, prompts: Sequence[str], keep: Callable[[int, str], None] | None = None) -> list[str]:
         """Replies, one for each prompt, each prompt in a conversation of its own; ``keep`` and errors as of `each`."""
-        return self.each(self._ask, prompts, keep)
+        return self.each(self.reply, prompts, keep)
 
-    def _ask(self, prompt: str) -> str:
-        values = {"model": self.model, "messages": [{"role": "user", "content": prompt}], **self._settings}
+    def reply(self, content: Any) -> str:
+        """The reply to a user's message: text, or parts of text and sound."""
+        values = {"model": self.model, "messages": [{"role": "user", "content": content}], **self._settings}
         return self.post_json("/chat/completions", values, self._read)
 
 

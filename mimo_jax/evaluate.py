@@ -75,32 +75,29 @@ def evaluate(options: argparse.Namespace) -> bool:
     if options.phase != "generate":
         _check_plugins(options, chosen)
     tasks = [_task(benchmark, options) for benchmark in chosen]
-    failures: dict[str, dict[str, str]] = {}
-    if options.phase != "score":
-        failures = answer(options, tasks)
-    if options.phase != "generate":
-        return score(options, tasks, failures)
-    return not any(failures.values())
+    answered = options.phase == "score" or answer(options, tasks)
+    return answered if options.phase == "generate" else score(options, tasks)
 
 
-def answer(options: argparse.Namespace, tasks: Sequence[Task]) -> dict[str, dict[str, str]]:
-    """The first phase; returns task -> id -> why there is no answer."""
+def answer(options: argparse.Namespace, tasks: Sequence[Task]) -> bool:
+    """The first phase; returns whether every item of this worker has an answer."""
     from mimo_jax.evaluation.benchmarks import runner
 
     run = runner.Options(options.seed, options.batch, options.worker, options.workers, options.max_new)
     identities = _identities(options)
     model = _load(options)
-    failures = {}
+    complete = True
     for task in tasks:
         store = _store(task, run)
         store.claim(runner.settings(task.benchmark, run, data=task.data, **identities))
-        failures[task.benchmark.name] = runner.generate(model, task.benchmark, task.items, store, run)
-        for name, reason in failures[task.benchmark.name].items():
+        failures = runner.generate(model, task.benchmark, task.items, store, run)
+        for name, reason in failures.items():
             print(f"{task.benchmark.name}: {name} has no answer: {reason}", file=sys.stderr)
-    return failures
+        complete = complete and not failures
+    return complete
 
 
-def score(options: argparse.Namespace, tasks: Sequence[Task], failures: dict[str, dict[str, str]]) -> bool:
+def score(options: argparse.Namespace, tasks: Sequence[Task]) -> bool:
     """The second phase; returns whether every item has a score."""
     from mimo_jax.evaluation.benchmarks import registry, runner, scoring, tables
     from mimo_jax.evaluation.benchmarks.tools import Tools
@@ -117,15 +114,7 @@ def score(options: argparse.Namespace, tasks: Sequence[Task], failures: dict[str
                 "holds now; give the same data, or choose another --out and generate again"
             )
         tools = Tools(loaded, task.folder / "calls.jsonl")
-        scores = scoring.score(
-            task.benchmark,
-            task.items,
-            store,
-            tools,
-            seed=options.seed,
-            draws=options.draws,
-            failures=failures.get(name),
-        )
+        scores = scoring.score(task.benchmark, task.items, store, tools, seed=options.seed, draws=options.draws)
         for metric, figure in scores["metrics"].items():
             print(f"{name}: {metric} {tables.number(figure)}")
         if not scores["complete"]:
@@ -206,6 +195,9 @@ def _plugin(kind: str, spec: str) -> Any:
 
 
 def _check_plugins(options: argparse.Namespace, chosen: Sequence[Benchmark]) -> None:
+    """Before anything is answered, which may take hours."""
+    from mimo_jax.evaluation import plugins
+
     for benchmark in chosen:
         for kind in benchmark.needs:
             if not getattr(options, kind):
@@ -213,6 +205,9 @@ def _check_plugins(options: argparse.Namespace, chosen: Sequence[Benchmark]) -> 
                     f"--tasks={benchmark.name}: scoring needs --{kind}=PLUGIN (docs/evaluation.md lists them); "
                     "--phase=generate goes without"
                 )
+    for kind in _KINDS:
+        if spec := getattr(options, kind):
+            _plugin(kind, spec) if kind == "listener" else plugins.check(kind, spec)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -71,6 +71,8 @@ def _run(options: argparse.Namespace) -> None:
     for name in ("workers", "items_per_shard"):
         if (value := getattr(options, name)) is not None and value < 1:
             raise UserError(f"--{name}={value} must be at least 1")
+    if not 0 <= options.bad_share <= 1:
+        raise UserError(f"--bad_share={options.bad_share} must lie within 0 and 1")
     try:
         result = run_recipe(
             options.source,

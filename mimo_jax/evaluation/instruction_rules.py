@@ -296,7 +296,11 @@ def _at_most(count: Callable[[str], int]) -> Rule:
 
 
 def _within(count: Callable[[str], int]) -> Rule:
-    return lambda given, answer: _number(given, "N1") <= count(answer) <= _number(given, "N2")
+    def rule(given: Mapping[str, Any], answer: str) -> bool:
+        least, most = _number(given, "N1"), _number(given, "N2")
+        return least <= count(answer) <= most
+
+    return rule
 
 
 RULES: Mapping[str, Rule] = MappingProxyType(

@@ -192,8 +192,9 @@ def test_comet_runs_in_a_python_of_its_own(tmp_path, monkeypatch):
     scorer = plugins.load("translation_scorer", f"comet:some/model?python={sys.executable}&gpus=1")
     assert scorer.score(["你", "好好"], ["a", "ab"], ["", "c"]).tolist() == [12, 123]
     assert scorer.score([], [], []).shape == (0,) and "some/model" in scorer.identity
-    with pytest.raises(plugins.PluginError, match="no such model"):
-        plugins.load("translation_scorer", "comet:broken").score(["a"], ["b"], ["c"])
+    with pytest.raises(plugins.PluginError, match="no such model") as caught:
+        plugins.load("translation_scorer", "comet:broken").score(["a", "a"], ["b", "b"], ["c", "c"])
+    assert set(caught.value.failures) == {0, 1}  # none of them is to be tried by itself
 
 
 def test_comet_needs_its_package(tmp_path):

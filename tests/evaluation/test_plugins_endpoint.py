@@ -242,6 +242,14 @@ def test_the_key_is_where_the_spec_says(server, monkeypatch):
         judge(server, "key=MISSING_KEY")
 
 
+def test_a_key_that_cannot_be_sent_is_not_shown(server, monkeypatch):
+    for key in ("sk-one\nsk-two", "sk-oné"):
+        monkeypatch.setenv("OPENAI_API_KEY", key)
+        with pytest.raises(UserError, match="OPENAI_API_KEY holds signs") as caught:
+            judge(server)
+        assert "sk-" not in str(caught.value)
+
+
 def test_calls_under_way_are_bounded_and_replies_in_order(server):
     server.delay = 0.05
     prompts = [str(i) for i in range(12)]
@@ -255,6 +263,8 @@ def test_calls_under_way_are_bounded_and_replies_in_order(server):
         ("openai:http://a/v1", "expected openai:BASE_URL#MODEL"),
         ("openai:a/v1#m", "expected openai:BASE_URL#MODEL"),
         ("openai:http://me:word@a/v1#m", "environment variable"),
+        ("openai:http://me:word@a/v1", "environment variable"),
+        ("openai:http://a/v1?api_key=word#m", "environment variable"),
         ("openai:http://a/v1#m?timeout=soon", "timeout=soon"),
         ("openai:http://a/v1#m?concurrency=0", "from 1 up"),
         ("openai:http://a/v1#m?max_tokens=x", "max_tokens=x"),
@@ -302,6 +312,11 @@ def test_embeddings_come_in_order_and_of_unit_length(server):
     expected = np.array([[3.0, 4.0 * max(1, len(text))] for text in texts])
     assert np.allclose(vectors, expected / np.linalg.norm(expected, axis=1, keepdims=True))
     assert len(server.requests) == 3 and json.loads(server.requests[0][2])["dimensions"] == 2
+    assert not plugin.embed([]).size
+    server.answer = lambda path, body: (503, {}, b"") if len(body["input"]) == 64 else answer(path, body)
+    with pytest.raises(plugins.PluginError) as caught:
+        plugins.load("text_embedder", f"openai:{server.url}#e?retries=0").embed(texts[:70])
+    assert caught.value.finished == {} and sorted(caught.value.failures) == list(range(64))  # by text, not by call
     server.answer = lambda path, body: {"data": []}
     with pytest.raises(plugins.PluginError, match="KeyError"):
         plugins.load("text_embedder", f"openai:{server.url}#e?retries=0").embed(["a"])

@@ -176,6 +176,7 @@ def test_any_shards_and_workers_give_the_same_conversations(corpus, tmp_path):
         (["--voice_share=0.1"], "--voice_share: goes with --recipe=instruct_tts"),
         (["--modes=thinking,loud"], "modes .*loud.*: one or more of thinking, plain, bare"),
         (["--workers=0"], "--workers=0 must be at least 1"),
+        (["--bad_share=20"], "--bad_share=20.0 must lie within 0 and 1"),
         (["--subsets=user"], "no conversation could be written for the recipe thinking"),
     ],
 )

@@ -244,6 +244,10 @@ def test_the_first_reply_to_a_prompt_stays(tmp_path):
     other.keep("m", "p", "second")
     assert (one.find("m", "p"), other.find("m", "p")) == ("first ?", "first ?")
     assert one.find("m", "q") is one.find("n", "p") is None
+    one._connection.execute("DROP TABLE replies")
+    for call in (lambda: one.find("m", "p"), lambda: one.keep("m", "q", "r")):
+        with pytest.raises(UserError, match=r"r\.sqlite: no such table.*start again"):
+            call()
     (tmp_path / "text").write_text("no database, " * 100)
     with pytest.raises(UserError, match="text: not a store of replies"):
         Replies(tmp_path / "text")
@@ -328,6 +332,15 @@ def test_instructions_and_words_are_told_apart(given, reason):
     assert caught.value.reason == reason
     [made] = InstructTts().conversations(request, {"request": 'Softly: "good night, to you"', "thought": "t"})
     assert "Chain-of-thought" in to_json(made)
+
+
+def test_chinese_words_are_told_apart_from_the_style_too():
+    record = Record("a", "a.wav", "今天天气很好。", caption="soft")
+    [request] = InstructTts().requests(record, Beside([record]))
+    with pytest.raises(Rejected) as caught:
+        InstructTts().conversations(request, {"style": "轻声说今天天气很好", "thought": "t"})
+    assert caught.value.reason == "words_in_style"
+    assert InstructTts().conversations(request, {"style": "轻声说", "thought": "t"})
 
 
 @pytest.mark.parametrize(

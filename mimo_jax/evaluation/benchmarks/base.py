@@ -6,16 +6,14 @@ import dataclasses
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from mimo_jax.data.sequence import AudioSegment, Segment, StreamedSegment
+from mimo_jax.evaluation.benchmarks.tools import Failure, Tools, Wave
 from mimo_jax.inference.decoding import Decoding
 from mimo_jax.inference.jobs import Job, Jobs
-
-if TYPE_CHECKING:
-    from mimo_jax.evaluation.benchmarks.tools import Tools
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -61,11 +59,6 @@ class Answered:
         """The written answer, without thoughts; of a spoken answer the text that was streamed with it."""
         return self.line["text"]
 
-    @property
-    def seconds(self) -> float:
-        """Length of the spoken answer."""
-        return self.line.get("seconds", 0.0)
-
     def wave(self) -> tuple[np.ndarray, int]:
         """The spoken answer: float32 [samples] (none where nothing was spoken) and its sample rate in Hz.
 
@@ -84,11 +77,15 @@ class Answered:
         return wave, rate
 
 
-@dataclasses.dataclass(frozen=True)
-class Failure:
-    """Why something has no value yet; a further run of scoring tries again."""
-
-    reason: str
+def spoken(answers: Sequence[Answered]) -> list[Wave | Failure]:
+    """The recordings of spoken answers."""
+    out: list[Wave | Failure] = []
+    for answer in answers:
+        try:
+            out.append(answer.wave())
+        except OSError as error:
+            out.append(Failure(str(error)))
+    return out
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -138,7 +135,7 @@ class Metric:
 
 Read = Callable[[Path], list[Item]]
 Build = Callable[[Item, Builder, int], Job]
-Score = Callable[[Sequence[Answered], "Tools"], list[Outcome]]
+Score = Callable[[Sequence[Answered], Tools], list[Outcome]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,7 +153,7 @@ class Benchmark:
       metrics: the first one is the task's headline.
       parser: name and version of the rule that reads answers and of what judges are asked; the number goes up when
         results may change.
-      needs: kinds of plug-ins that scoring cannot do without (`tools.KINDS`).
+      needs: kinds of plug-ins that scoring cannot do without (those of `plugins.KINDS`, and "listener").
       optional: kinds that add metrics where they are given.
       model: which kind of model the task asks.
     """

@@ -18,13 +18,14 @@ from mimo_jax.evaluation.benchmarks.base import (
     Outcome,
     correct,
     failed,
+    spoken,
 )
 from mimo_jax.evaluation.benchmarks.reading import Row, audio_path, data_files, rows, unique
-from mimo_jax.evaluation.benchmarks.tools import Tools, spoken
+from mimo_jax.evaluation.benchmarks.tools import Tools
 from mimo_jax.inference.jobs import Job, Message, Speech
 
 PASS_MARK = 0.6
-SHARE_PARSER, VERDICT_PARSER = "judged-share/1", "judged-verdict/1"
+SHARE_PARSER, VERDICT_PARSER = "judged-share/2", "judged-verdict/1"
 VOICE = "voice.wav"
 
 _AGREES = """Does the response to a question come to the same answer as the reference? Only the final answer counts, \

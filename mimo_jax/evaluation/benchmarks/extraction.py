@@ -92,14 +92,16 @@ def option(text: str) -> int | None:
 
 
 def share(reply: str) -> float:
-    """The figure from 0 to 1 of a reply that is, or ends with, a JSON object with "result"."""
-    for found in reversed(re.findall(r"\{.*\}", reply, re.DOTALL)):
+    """The figure from 0 to 1 of the last JSON object in a reply that has one as its "result"."""
+    figures, end = [], 0
+    while (start := reply.find("{", end)) >= 0:
         try:
-            value = float(json.loads(found)["result"])
+            found, end = json.JSONDecoder().raw_decode(reply, start)
+            figures.append(float(found["result"]))
         except (ValueError, KeyError, TypeError):
-            break
-        if 0 <= value <= 1:
-            return value
+            end = max(end, start + 1)  # braces of something else
+    if figures and 0 <= figures[-1] <= 1:
+        return figures[-1]
     raise ValueError(f'the judge gave no {{"result": 0..1}}: {reply[:200]!r}')
 
 

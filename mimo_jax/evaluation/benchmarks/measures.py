@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from mimo_jax.data import prompts
-from mimo_jax.evaluation.benchmarks.base import Answered, Failure, Metric, Outcome, failed
+from mimo_jax.evaluation.benchmarks.base import Answered, Failure, Metric, Outcome, failed, spoken
 from mimo_jax.evaluation.benchmarks.speech import error_shares
-from mimo_jax.evaluation.benchmarks.tools import Tools, Wave, recorded, spoken
+from mimo_jax.evaluation.benchmarks.tools import Tools, Wave, recorded
 
 QUALITY = (
     Metric("PESQ-WB", unit=""),

@@ -102,7 +102,13 @@ def data_files(folder: Path, *names: str, leave_out: Sequence[str] = ()) -> list
     for name in names:
         if (folder / name).is_file():
             return [folder / name]
-    found = sorted(path for path in folder.rglob("*") if path.suffix in _KINDS and path.name not in leave_out)
+    found = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix in _KINDS
+        and path.name not in leave_out
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
     if not found:
         wanted = ", ".join(names) or "a .jsonl, .json or .parquet file"
         raise UserError(f"{folder}: the benchmark's data are not there; expected {wanted}")
@@ -122,20 +128,18 @@ def rows(files: Sequence[Path], folder: Path) -> Iterator[Row]:
             if file.suffix == ".parquet":
                 yield from _parquet(file, folder)
             elif file.suffix == ".json":
-                values = json.loads(file.read_text(encoding="utf-8"))
+                values = json.loads(file.read_text(encoding="utf-8-sig"))
                 if not isinstance(values, list):
                     raise UserError(f"{file}: expected a JSON list of records")
                 for number, value in enumerate(values):
                     yield _row(value, f"{file}, record {number + 1}", folder)
             else:
-                for number, line in enumerate(file.read_text(encoding="utf-8").splitlines()):
-                    if line.strip():
-                        where = f"{file}, line {number + 1}"
-                        try:
-                            value = json.loads(line)
-                        except ValueError as error:
-                            raise UserError(f"{where}: no JSON: {error}") from error
-                        yield _row(value, where, folder)
+                for where, line in _lines(file):
+                    try:
+                        value = json.loads(line)
+                    except ValueError as error:
+                        raise UserError(f"{where}: no JSON: {error}") from error
+                    yield _row(value, where, folder)
         except (OSError, ValueError, ModuleNotFoundError) as error:
             raise UserError(f"{file}: {error}") from error
 
@@ -165,12 +169,17 @@ def _parquet(file: Path, folder: Path) -> Iterator[Row]:
 def lines(path: Path) -> Iterator[tuple[str, str]]:
     """(where, line) of a text file's lines that are not empty. Raises UserError."""
     try:
-        text = path.read_text(encoding="utf-8")
+        yield from _lines(path)
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: {error}; docs/evaluation.md says what the task's data look like") from error
-    for number, line in enumerate(text.splitlines()):
-        if line.strip():
-            yield f"{path}, line {number + 1}", line
+
+
+def _lines(path: Path) -> Iterator[tuple[str, str]]:
+    """As of `lines`, of Windows too; other signs that break lines may stand inside of texts."""
+    with path.open(encoding="utf-8-sig") as file:
+        for number, line in enumerate(file):
+            if line.strip():
+                yield f"{path}, line {number + 1}", line.removesuffix("\n")
 
 
 def unique(items: list[Item], where: Path) -> list[Item]:

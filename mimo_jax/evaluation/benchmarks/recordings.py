@@ -7,10 +7,10 @@ from pathlib import Path
 
 from mimo_jax.cli import UserError
 from mimo_jax.evaluation.benchmarks import extraction, settings
-from mimo_jax.evaluation.benchmarks.base import Answered, Benchmark, Builder, Failure, Item, Metric, Outcome
+from mimo_jax.evaluation.benchmarks.base import Answered, Benchmark, Builder, Failure, Item, Metric, Outcome, spoken
 from mimo_jax.evaluation.benchmarks.measures import QUALITY, Part, quality, together, voices
 from mimo_jax.evaluation.benchmarks.reading import data_files, rows, unique
-from mimo_jax.evaluation.benchmarks.tools import Tools, recorded, spoken
+from mimo_jax.evaluation.benchmarks.tools import Tools, recorded
 from mimo_jax.inference.jobs import Job
 
 _SOUND = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a")

@@ -121,7 +121,7 @@ def generate(
     """Answers the items that have no answer yet.
 
     Returns:
-      id -> reason, of this worker's items that cannot be answered.
+      id -> reason, of this worker's items that cannot be answered; the store keeps them for scoring.
     """
     done = store.answers()
     mine = [item for item in items[options.worker :: options.workers] if item.id not in done]
@@ -133,7 +133,7 @@ def generate(
         chunk = mine[start : start + options.batch]
         recordings.load([path for item in chunk for path in item.audio])
         if benchmark.build is None:
-            lines = _reconstructed(model, benchmark, chunk, recordings, store.folder, failures, options)
+            lines = _reconstructed(model, benchmark, chunk, recordings, store.folder, failures)
         else:
             lines = _answered(model, benchmark, chunk, builder, store.folder, failures, options)
         store.add(lines)
@@ -141,6 +141,7 @@ def generate(
         count = start + len(chunk)
         rate = count / (time.monotonic() - started)
         print(f"{benchmark.name}: {count} of {len(mine)} items, {rate:.1f}/s", file=sys.stderr)
+    store.fail(failures)
     return failures
 
 
@@ -219,7 +220,6 @@ def _reconstructed(
     recordings: Recordings,
     folder: Path,
     failures: dict[str, str],
-    options: Options,
 ) -> list[dict[str, Any]]:
     codes = {}
     for item in chunk:
@@ -228,10 +228,15 @@ def _reconstructed(
         except ValueError as error:
             failures[item.id] = str(error)
     waves = model.codec.decode(list(codes.values())) if codes else []
-    return [
-        {**_line(benchmark, name, 0), "text": "", **_sound(wave, name, folder, model.sample_rate)}
-        for name, wave in zip(codes, waves, strict=True)
-    ]
+    lines = []
+    for name, wave in zip(codes, waves, strict=True):
+        try:
+            sound = _sound(wave, name, folder, model.sample_rate)
+        except ValueError as error:  # a wave that is not finite
+            failures[name] = str(error)
+        else:
+            lines.append({**_line(benchmark, name, 0), "text": "", **sound})
+    return lines
 
 
 def _line(benchmark: Benchmark, name: str, seed: int) -> dict[str, Any]:

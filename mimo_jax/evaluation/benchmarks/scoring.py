@@ -35,7 +35,6 @@ def score(
     *,
     seed: int = 0,
     draws: int = statistic.DRAWS,
-    failures: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Scores the answers of the items and writes the three files.
 
@@ -44,7 +43,6 @@ def score(
       store: where the answers are.
       tools: plug-ins.
       seed, draws: of the bootstrap.
-      failures: id -> why the item has no answer, where that is known.
 
     Returns:
       The content of scores.json; "unscored" names the items without a score, with the reason.
@@ -55,17 +53,17 @@ def score(
     check_plugins(benchmark, tools)
     lines = store.merge([item.id for item in items])
     answered = [Answered(item, lines[item.id], store.folder) for item in items if item.id in lines]
+    reasons = store.failures()
     if not answered:
-        raise UserError(f"{store.folder}: no answers; run with --phase=generate first")
+        tried = next((f"{item.id}: {reasons[item.id]}" for item in items if item.id in reasons), "")
+        raise UserError(f"{store.folder}: no answers; {tried or 'run with --phase=generate first'}")
     made = dict(zip([a.item.id for a in answered], benchmark.score(answered, tools), strict=True))
-    reasons = failures or {}
     outcomes = {
         item.id: made.get(item.id) or Outcome(failure=f"no answer: {reasons.get(item.id, 'not generated yet')}")
         for item in items
     }
     write_lines(store.folder / ITEMS, [_line(item, outcomes[item.id]) for item in items])
     scored = [item for item in items if outcomes[item.id].failure is None]
-    used = [lines[a.item.id] for a in answered]
     scores = {
         "task": benchmark.name,
         "description": benchmark.description,
@@ -76,25 +74,35 @@ def score(
         "metrics": _figures(benchmark, scored, outcomes, seed, draws),
         "groups": {
             grouping: {
-                group: _figures(
-                    benchmark, [i for i in scored if i.groups.get(grouping) == group], outcomes, seed, draws
-                )
-                for group in sorted({item.groups[grouping] for item in scored if grouping in item.groups})
+                group: _figures(benchmark, chosen, outcomes, seed, draws)
+                for group, chosen in _grouped(scored, grouping).items()
             }
             for grouping in dict.fromkeys(name for item in items for name in item.groups)
         },
         "decided by": {
-            "run": store.settings(),
-            "parser": benchmark.parser,
-            "plug-ins": tools.identities([*benchmark.needs, *benchmark.optional]),
+            **_decided_by(benchmark, store, tools),
             "bootstrap": {"seed": seed, "draws": draws, "interval": "percentile, 95 %, over items"},
-            "packages": _versions("jiwer", "sacrebleu", "pesq", "pystoi", "numpy"),
-            "answers": hashlib.sha256(dump(used)).hexdigest()[:16],
+            "answers": hashlib.sha256(dump([a.line for a in answered])).hexdigest()[:16],
         },
     }
     write_json(store.folder / SCORES, scores)
     write_text(store.folder / TABLE, tables.of_task(scores))
     return scores
+
+
+def _decided_by(benchmark: Benchmark, store: AnswerStore, tools: Tools) -> dict[str, Any]:
+    return {
+        "run": store.settings(),
+        "parser": benchmark.parser,
+        "plug-ins": tools.identities([*benchmark.needs, *benchmark.optional]),
+        "packages": _versions("jiwer", "sacrebleu", "pesq", "pystoi", "numpy"),
+    }
+
+
+def _grouped(items: Sequence[Item], grouping: str) -> dict[str, list[Item]]:
+    """Group -> its items, sorted by the group's name."""
+    groups = sorted({item.groups[grouping] for item in items if grouping in item.groups})
+    return {group: [item for item in items if item.groups.get(grouping) == group] for group in groups}
 
 
 def _versions(*packages: str) -> dict[str, str]:

@@ -21,7 +21,6 @@ CONVERSION = TASKS["speech_to_speech"]
 CONTINUATION = TASKS["continue_speech"]
 SPOKEN_DIALOGUE = dataclasses.replace(TASKS["spoken_dialogue"], text=_DIALOGUE_TEXT, audio=_DIALOGUE_CODES)
 WRITTEN_DIALOGUE = dataclasses.replace(TASKS["speech_to_text_dialogue"], text=_DIALOGUE_TEXT, audio=_DIALOGUE_CODES)
-TEXT_CHAT = TASKS["text_dialogue"]
 
 # One wording each, whatever the item: an instruction drawn at random would make scores vary with the seed.
 TRANSCRIBE: dict[str, str] = {language: pool[0] for language, pool in prompts.ASR_INSTRUCTIONS.items()}

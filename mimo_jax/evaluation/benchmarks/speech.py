@@ -18,14 +18,15 @@ from mimo_jax.evaluation.benchmarks.base import (
     Outcome,
     correct,
     failed,
+    spoken,
 )
 from mimo_jax.evaluation.benchmarks.reading import audio_path, data_files, lines, rows, unique
-from mimo_jax.evaluation.benchmarks.tools import Tools, spoken
+from mimo_jax.evaluation.benchmarks.tools import Tools
 from mimo_jax.inference.jobs import Job
 
 ERROR_RATES = ("corpus error rate", "mean error rate")
 STYLES = ("APS", "DSD", "RP")
-STYLE_PARSER = "style-verdict/1"
+STYLE_PARSER = "style-verdict/2"
 
 _STYLE = """You hear a recording of synthesised speech. It was asked for with this description of how it shall sound:
 <description>
@@ -141,15 +142,18 @@ def build_style(item: Item, builder: Builder, seed: int, language: str) -> Job:
 
 
 def score_style(answers: Sequence[Answered], tools: Tools, language: str) -> list[Outcome]:
-    """Error rates, and with a judge that hears whether the description was followed."""
+    """Error rates, and with a judge that hears whether the description was followed, which silence does not."""
     out = score_synthesis(answers, tools, language)
     if not tools.has("listener"):
         return out
-    prompts = [_STYLE.format(style=answered.item.fields["style"]) for answered in answers]
-    judged = tools.listen(prompts, spoken(answers), extraction.verdict)
-    for i, (answered, verdict) in enumerate(zip(answers, judged, strict=True)):
+    waves = spoken(answers)
+    asked = [i for i, wave in enumerate(waves) if isinstance(wave, Failure) or len(wave[0])]
+    prompts = [_STYLE.format(style=answers[i].item.fields["style"]) for i in asked]
+    judged = dict(zip(asked, tools.listen(prompts, [waves[i] for i in asked], extraction.verdict), strict=True))
+    for i, answered in enumerate(answers):
         if out[i].failure is not None:
             continue
+        verdict = judged.get(i, (False, ""))
         if isinstance(verdict, Failure):
             out[i] = failed(verdict, **out[i].details)
         else:

@@ -20,9 +20,10 @@ from mimo_jax.evaluation.benchmarks.base import (
     Outcome,
     correct,
     failed,
+    spoken,
 )
 from mimo_jax.evaluation.benchmarks.reading import Row, audio_path, data_files, rows, unique
-from mimo_jax.evaluation.benchmarks.tools import Tools, spoken
+from mimo_jax.evaluation.benchmarks.tools import Tools
 from mimo_jax.inference.jobs import Job, Question, Speech
 
 SHOTS = 5
@@ -107,12 +108,12 @@ def build(item: Item, builder: Builder, seed: int, pair: str) -> Job:
         question: Any = shown["question"]
         answer: Any = shown["answer"]
         if asks:
-            question = Path(recordings["questions"][number])
+            question = builder.codes(recordings["questions"][number])
         if answers:
-            answer = Speech(answer, recordings["answers"][number])
+            answer = Speech(answer, builder.codes(recordings["answers"][number]))
         examples.append((question, answer))
-    query: Any = Path(item.audio[0]) if asks else item.fields["question"]
-    beginning: Any = Path(recordings["beginning"]) if asks else shots["beginning"]
+    query: Any = builder.codes(item.audio[0]) if asks else item.fields["question"]
+    beginning: Any = builder.codes(recordings["beginning"]) if asks else shots["beginning"]
     question = Question(query, examples, beginning, spoken=answers)
     [job] = builder.jobs.few_shot_question_answering([question], seeds=[seed])
     return job

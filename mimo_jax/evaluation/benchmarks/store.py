@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
+import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mimo_jax.cli import UserError
-from mimo_jax.evaluation.parts import write_json
 from mimo_jax.files import replacing
 
 ANSWERS = "answers.jsonl"
 SETTINGS = "run.json"
 # Of a run's settings, what is told and decides nothing: another one may go on with the run.
 _TOLD = "environment"
+# Of a large file, what is read to know it again: this many bytes, at its start and so many times after that.
+_SAMPLE, _SAMPLES = 1 << 14, 128
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -82,8 +83,8 @@ class AnswerStore:
     def __init__(self, folder: Path, worker: int = 0, workers: int = 1):
         self.folder = folder
         self._run: str | None = None
-        name = ANSWERS if workers == 1 else f"answers-{worker}-of-{workers}.jsonl"
-        self._own = folder / name
+        part = "" if workers == 1 else f"-{worker}-of-{workers}"
+        self._own, self._own_failures = folder / f"answers{part}.jsonl", folder / f"failures{part}.jsonl"
 
     def claim(self, settings: Mapping[str, Any]) -> None:
         """Stores the settings of the run, or finds that they are those of the answers that are there.
@@ -95,9 +96,7 @@ class AnswerStore:
         self._run = _identity(settings)
         stored = self.settings()
         if stored is None or not self.answers():
-            # Workers that start together write the same; the hidden file of the one may be gone when the other is done.
-            with contextlib.suppress(FileNotFoundError):
-                write_json(self.folder / SETTINGS, settings)
+            _write_alone(self.folder / SETTINGS, json.dumps(settings, indent=1, ensure_ascii=False) + "\n")
             return
         for name in sorted((stored.keys() | settings.keys()) - {_TOLD}):
             if stored.get(name) != settings.get(name):
@@ -118,7 +117,9 @@ class AnswerStore:
         try:
             return json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise UserError(f"{path}: {error}") from error
+            raise UserError(
+                f"{path}: {error}; it says what the answers were made with: restore it, or choose another --out"
+            ) from error
 
     def answers(self) -> dict[str, dict[str, Any]]:
         """id -> line of all workers. Raises UserError for a damaged line, or one that was made with other settings."""
@@ -139,6 +140,16 @@ class AnswerStore:
         """Adds answers of this worker, each with a digest of the run's settings."""
         append(self._own, [{**line, "run": self._run} for line in lines])
 
+    def fail(self, failures: Mapping[str, str]) -> None:
+        """Notes which items this worker could not answer, and why (id -> reason), in place of what it noted before."""
+        if failures or self._own_failures.is_file():
+            write_lines(self._own_failures, [{"id": name, "reason": reason} for name, reason in failures.items()])
+
+    def failures(self) -> dict[str, str]:
+        """id -> why a worker could not answer it when it last tried; some may have been answered since."""
+        paths = sorted(self.folder.glob("failures*.jsonl"))
+        return {line["id"]: line["reason"] for path in paths for line in read_lines(path)}
+
     def merge(self, order: Sequence[str]) -> dict[str, dict[str, Any]]:
         """All answers, written to answers.jsonl in the order of the ids; ids that are not in it follow, sorted."""
         found = self.answers()
@@ -149,6 +160,17 @@ class AnswerStore:
         if lines and (not path.is_file() or path.read_bytes() != dump(lines)):
             write_lines(path, lines)
         return found
+
+
+def _write_alone(path: Path, text: str) -> None:
+    """Writes a file whole, also where others write the same one at the same time: each has a hidden file of its own."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _identity(settings: Mapping[str, Any]) -> str:
@@ -164,7 +186,8 @@ def _short(value: Any) -> str:
 
 def file_name(identifier: str) -> str:
     """A name for an item's files: the id where it is a plain name, else made plain and told apart by a digest."""
-    plain = "".join(c if c.isalnum() or c in "-_." else "_" for c in identifier)
+    # ASCII alone: names are limited by bytes, and some systems spell other letters in a way of their own.
+    plain = "".join(c if c.isascii() and (c.isalnum() or c in "-_.") else "_" for c in identifier)
     if plain == identifier and not plain.startswith(".") and len(plain) < 100:
         return plain
     return f"{plain[:80].lstrip('.')}-{hashlib.sha256(identifier.encode('utf-8', 'surrogateescape')).hexdigest()[:8]}"
@@ -174,23 +197,24 @@ def digest_of_folder(folder: Path, suffixes: Sequence[str] | None = None, whole:
     """SHA-256 of the files under a folder by path, size and content.
 
     Args:
-      folder: where.
-      suffixes: only files of these; None = all. What is hidden does not count.
-      whole: of files longer than this (bytes), the first and the last 64 KiB stand for the content.
+      folder: where. What is hidden does not count.
+      suffixes: files of these count by content, all others by path and size alone; None = all by content.
+      whole: of files longer than this (bytes), both ends and places between them stand for the content.
     """
     total = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
-        hidden = any(part.startswith(".") for part in name.parts)
-        if hidden or not path.is_file() or (suffixes is not None and path.suffix not in suffixes):
+        if any(part.startswith(".") for part in name.parts) or not path.is_file():
             continue
         size = path.stat().st_size
-        total.update(f"{name.as_posix()}\x1f{size}\x1f".encode())
+        total.update(f"{name.as_posix()}\x1f{size}\x1f".encode("utf-8", "surrogateescape"))
+        if suffixes is not None and path.suffix not in suffixes:
+            continue
         with path.open("rb") as file:
             if size <= whole:
                 total.update(file.read())
             else:
-                total.update(file.read(1 << 16))
-                file.seek(-(1 << 16), os.SEEK_END)
-                total.update(file.read())
+                for place in range(_SAMPLES + 1):
+                    file.seek((size - _SAMPLE) * place // _SAMPLES)
+                    total.update(file.read(_SAMPLE))
     return total.hexdigest()[:16]

@@ -6,8 +6,10 @@ asks only for what failed. What fails becomes a `Failure`, never a value.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,14 +17,20 @@ from typing import Any, TypeVar
 import numpy as np
 
 from mimo_jax.cli import UserError
-from mimo_jax.evaluation.benchmarks.base import Answered, Failure
 from mimo_jax.evaluation.benchmarks.store import append, read_lines
 
-KINDS = ("transcriber", "judge", "text_embedder", "speaker_embedder", "translation_scorer", "listener")
 _BATCH = 16
+_BATCHES = {"translation_scorer": 256}  # each call of it loads a model
 
 T = TypeVar("T")
 Wave = tuple[np.ndarray, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Failure:
+    """Why something has no value yet; a further run of scoring tries again."""
+
+    reason: str
 
 
 class Tools:
@@ -115,7 +123,10 @@ class Tools:
         def call(batch: Sequence[tuple[str, str, str]]) -> list[float]:
             return [float(score) for score in plugin.score(*map(list, zip(*batch, strict=True)))]
 
-        return self._call("translation_scorer", inputs, [json.dumps(i) for i in inputs], call)
+        def unusable(score: float) -> str | None:
+            return None if math.isfinite(score) else f"a score that is not finite: {score}"
+
+        return self._call("translation_scorer", inputs, [json.dumps(i) for i in inputs], call, unusable)
 
     def _plugin(self, kind: str) -> Any:
         if kind not in self._plugins:
@@ -152,46 +163,40 @@ class Tools:
         ]
         failures: dict[str, Failure] = {}
 
-        def keep(name: str, result: Any) -> None:
-            reason = refused(result)
-            if reason is None:
-                failures.pop(name, None)
-                self._known[name] = result
-                if self._cache:
-                    append(self._cache, [{"kind": kind, "plugin": who, "key": name, "result": result}])
-            else:
-                failures[name] = Failure(f"{kind}: {reason}")
-
-        def attempt(names: Sequence[str], things: Sequence[Any]) -> None:
+        def attempt(names: Sequence[str]) -> list[str]:
+            """Keeps what succeeds; of what fails, what is worth another try by itself."""
+            finished, told, reason = {}, {}, ""
             try:
-                finished = dict(enumerate(call(list(things))))
+                results = list(call([waiting[name] for name in names]))
+                finished = dict(enumerate(results)) if len(results) == len(names) else {}
+                reason = f"gave {len(results)} results for {len(names)} inputs"
             except PluginError as error:
-                finished = getattr(error, "finished", {})
-                for i, name in enumerate(names):
-                    if i not in finished:
-                        failures[name] = Failure(f"{kind}: {error}")
-            for i, result in finished.items():
-                keep(names[i], result)
+                finished, told, reason = error.finished, error.failures, str(error)
+            again = []
+            for i, name in enumerate(names):
+                problem = refused(finished[i]) if i in finished else str(told.get(i, reason))
+                if problem is None:
+                    self._keep(kind, who, name, finished[i])
+                    failures.pop(name, None)
+                else:
+                    failures[name] = Failure(f"{kind}: {problem}")
+                    again += [] if i in told else [name]  # a call of its own failed: it was tried often enough
+            return again
 
-        waiting = {name: thing for name, thing in zip(full, inputs, strict=True) if name not in self._known}
-        order = list(waiting)
-        for start in range(0, len(order), _BATCH):
-            names = order[start : start + _BATCH]
-            attempt(names, [waiting[name] for name in names])
-            for name in [name for name in names if name not in self._known]:
-                attempt([name], [waiting[name]])
-        return [self._known[name] if name in self._known else failures[name] for name in full]
+        def is_known(name: str) -> bool:  # what was kept by an earlier version may be refused by now
+            return name in self._known and refused(self._known[name]) is None
 
+        waiting = {name: thing for name, thing in zip(full, inputs, strict=True) if not is_known(name)}
+        order, size = list(waiting), _BATCHES.get(kind, _BATCH)
+        for start in range(0, len(order), size):
+            for name in attempt(order[start : start + size]):
+                attempt([name])
+        return [failures[name] if name in failures else self._known[name] for name in full]
 
-def spoken(answers: Sequence[Answered]) -> list[Wave | Failure]:
-    """The recordings of spoken answers."""
-    out: list[Wave | Failure] = []
-    for answer in answers:
-        try:
-            out.append(answer.wave())
-        except OSError as error:
-            out.append(Failure(str(error)))
-    return out
+    def _keep(self, kind: str, plugin: str, key: str, result: Any) -> None:
+        self._known[key] = result
+        if self._cache:
+            append(self._cache, [{"kind": kind, "plugin": plugin, "key": key, "result": result}])
 
 
 def recorded(paths: Sequence[str], sample_rate: int) -> list[Wave | Failure]:

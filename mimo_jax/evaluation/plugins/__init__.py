@@ -25,6 +25,7 @@ __all__ = [
     "TextEmbedder",
     "Transcriber",
     "TranslationScorer",
+    "check",
     "load",
 ]
 
@@ -71,13 +72,25 @@ def load(kind: str, spec: str) -> Any:
     Raises:
       UserError: no such kind or spec, or the spec names what does not exist or lacks its packages.
     """
+    module, _, cls = _place(kind, spec).partition(".")
+    plugin = getattr(importlib.import_module(f"{__name__}.{module}"), cls)
+    _, colon, rest = spec.partition(":")
+    return plugin(rest) if colon else plugin()
+
+
+def check(kind: str, spec: str) -> None:
+    """Raises what `load` does, as far as that is known before a model is loaded."""
+    if _place(kind, spec).startswith(("fake.", "endpoint.")):
+        load(kind, spec)
+
+
+def _place(kind: str, spec: str) -> str:
+    """Where a plug-in's class is."""
     if kind not in KINDS:
         raise UserError(f"no kind of plug-in {kind!r}; there are: {', '.join(KINDS)}")
     name, colon, rest = spec.partition(":")
     for form, place in KINDS[kind].items():
         form_name, form_colon, _ = form.partition(":")
         if name == form_name and bool(colon) == bool(form_colon) and bool(rest) == bool(form_colon):
-            module, _, cls = place.partition(".")
-            plugin = getattr(importlib.import_module(f"{__name__}.{module}"), cls)
-            return plugin(rest) if colon else plugin()
+            return place
     raise UserError(f"{kind}: no plug-in {spec!r}; there are: {', '.join(KINDS[kind])}")

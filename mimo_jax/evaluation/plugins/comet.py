@@ -71,8 +71,13 @@ class CometScorer:
                     f"comet:{self._model}?python=comet/bin/python"
                 )
             if done.returncode:
-                raise PluginError(f"comet {self._model} failed ({done.returncode}): {messages[-1000:]}")
+                raise _failed(f"comet {self._model} failed ({done.returncode}): {messages[-1000:]}", len(items))
             scores = np.array(json.loads(reply.read_text(encoding="utf-8")), np.float64)
         if scores.shape != (len(items),):
-            raise PluginError(f"comet {self._model}: {scores.shape} scores for {len(items)} texts")
+            raise _failed(f"comet {self._model}: {scores.shape} scores for {len(items)} texts", len(items))
         return scores
+
+
+def _failed(message: str, count: int) -> PluginError:
+    """The model failed, not one of the texts: nobody needs to try each of them."""
+    return PluginError(message, failures=dict.fromkeys(range(count), PluginError(message)))

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from mimo_jax.endpoints import Chat, Endpoint, number_option
+from mimo_jax.endpoints import Chat, Endpoint, RefusedError, number_option
 from mimo_jax.evaluation.plugins.base import PluginError, unit_length
 
 _TEXTS_PER_CALL = 64
@@ -39,7 +39,9 @@ class EndpointTranscriber(Endpoint):
         if not len(wave):
             return ""
         fields = {"model": self.model, "response_format": "json", **self.options, "language": language}
-        body, content_type = _form({name: value for name, value in fields.items() if value}, _wav(wave, sample_rate))
+        body, content_type = _form(
+            {name: value for name, value in fields.items() if value}, wav_file(wave, sample_rate)
+        )
         return self.post("/audio/transcriptions", body, content_type, _transcript)
 
 
@@ -49,7 +51,8 @@ def _transcript(answer: Any) -> str:
     return text.strip()
 
 
-def _wav(wave: np.ndarray, sample_rate: int) -> bytes:
+def wav_file(wave: np.ndarray, sample_rate: int) -> bytes:
+    """A mono wave [samples] as a 16-bit WAV file."""
     import soundfile
 
     file = io.BytesIO()
@@ -82,7 +85,13 @@ class EndpointTextEmbedder(Endpoint):
     def embed(self, texts: Sequence[str]) -> np.ndarray:
         """See `base.TextEmbedder`. A blank text is embedded as one space: endpoints refuse empty ones."""
         starts = range(0, len(texts), _TEXTS_PER_CALL)
-        parts = self.each(lambda start: self._embed(texts[start : start + _TEXTS_PER_CALL]), starts)
+        try:
+            parts = self.each(lambda start: self._embed(texts[start : start + _TEXTS_PER_CALL]), starts)
+        except PluginError as error:
+            # By text, as callers count. A refusal may be about one of the texts: it says nothing about the others.
+            calls = {i: one for i, one in error.failures.items() if not isinstance(one, RefusedError)}
+            failures = {i: calls[i // _TEXTS_PER_CALL] for i in range(len(texts)) if i // _TEXTS_PER_CALL in calls}
+            raise PluginError(str(error), failures=failures) from error
         sizes = {part.shape[1] for part in parts}
         if len(sizes) > 1:
             raise PluginError(f"{self._base}: embeddings of several sizes: {sorted(sizes)}")

@@ -107,7 +107,7 @@ class InstructTts(Recipe):
                 raise Rejected("words_missing", f"{given['request']!r} does not hold {text!r}")
             asked = prompts.natural_instruction_tts(given["request"])
         else:
-            if len(text.split()) > 2 and folded(text) in folded(given["style"]):
+            if _is_long(text) and folded(text) in folded(given["style"]):
                 raise Rejected("words_in_style", f"{given['style']!r} holds {text!r}")
             number = draw(record.id, f"{self.seed} wording", 1 << 30)
             wording = prompts.choose_instruction(prompts.TTS_INSTRUCTIONS, number, prompts.language_of(text))
@@ -121,6 +121,11 @@ class InstructTts(Recipe):
             answer_turn([text_item(text), audio_item(record.id)], True, given["thought"]),
         ]
         return [Conversation(request.id, turns, record.split, record.subset)]
+
+
+def _is_long(text: str) -> bool:
+    """Whether words are too many to stand in a style by chance: more than two, or than five Chinese characters."""
+    return len(text.split()) > 2 or sum(prompts.language_of(character) == "zh" for character in text) > 5
 
 
 def _user_text(segment: Any) -> str:

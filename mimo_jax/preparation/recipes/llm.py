@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -65,7 +66,7 @@ class Replies:
         path: of the file; made where it is not there.
 
     Raises:
-        UserError: the file is no such store.
+        UserError: the file is no such store, or cannot be read or written any more.
     """
 
     def __init__(self, path: str | Path):
@@ -82,15 +83,26 @@ class Replies:
 
     def find(self, model: str, prompt: str) -> str | None:
         """The reply that was kept."""
-        row = self._connection.execute("SELECT reply FROM replies WHERE key = ?", (_key(model, prompt),)).fetchone()
+        key = (_key(model, prompt),)
+        with self._named():
+            row = self._connection.execute("SELECT reply FROM replies WHERE key = ?", key).fetchone()
         return None if row is None else str(row[0])
 
     def keep(self, model: str, prompt: str, reply: str) -> None:
         """Keeps a reply, unless there is one; it is on disk on return."""
-        with self._connection:
+        with self._named(), self._connection:
             self._connection.execute(
                 "INSERT OR IGNORE INTO replies VALUES (?, ?, ?, ?)", (_key(model, prompt), model, prompt, _plain(reply))
             )
+
+    @contextlib.contextmanager
+    def _named(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise UserError(
+                f"{self.path}: {error}; it keeps the LLM's replies: make room, or end who holds it, and start again"
+            ) from error
 
 
 def _key(model: str, prompt: str) -> bytes:

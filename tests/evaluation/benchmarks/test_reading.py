@@ -37,6 +37,13 @@ MISTAKES = [
     ("mmau_few_shot", "mmau-test-mini.json", '"task": "speech"', '"task": "music"', None),
     ("mmar", "MMAR-meta.json", '"modality"', '"mode"', "MMAR-meta.json, record 1: field 'modality' is missing"),
     ("mmau_pro", "data.jsonl", '"No Commas"', '"No commas"', "line 3: field 'task_identifier' is 'No commas'"),
+    (
+        "mmau_pro",
+        "data.jsonl",
+        '"Include Keywords", "kwargs": {',
+        '"Number Words (range)", "kwargs": {"N1": 1, ',
+        "'N2'",
+    ),
     ("mmau_pro", "data.jsonl", '"keywords"', '"words"', "line 2: field 'kwargs' does not suit the rule"),
     ("speech_mmlu_s2s", "data.jsonl", '"answer": 3', '"answer": 4', "line 4: field 'answer' is 4"),
     ("speech_mmlu_s2s", "data.jsonl", '"voice_id": "v002"', '"voice_id": "v9"', "line 2: field 'voice_id' 'v9' names"),
@@ -68,6 +75,41 @@ def test_mistakes_in_data_are_named(data, tmp_path, task, file, old, new, messag
     with pytest.raises(UserError) as error:
         benchmark.read(folder)
     assert message in str(error.value)
+
+
+def test_signs_that_break_lines_may_stand_in_texts(data, tmp_path):
+    folder = tmp_path / "mmsu"
+    shutil.copytree(data / "mmsu", folder)
+    path = folder / "question" / "mmsu.jsonl"
+    first = json.loads(path.read_text().splitlines()[0])
+    rows = [first | {"id": f"{k}", "question": f"one{sign}two"} for k, sign in enumerate("\u2028\x85\u2029")]
+    text = "\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    path.write_text("\ufeff" + text, newline="")
+    (folder / ".cache").mkdir()  # as a download from the hub leaves it
+    (folder / ".cache" / "state.json").write_text("{}")
+    assert [i.fields["question"] for i in registry.tasks()["mmsu"].read(folder)] == [r["question"] for r in rows]
+    path.rename(folder / "question" / "other.jsonl")
+    assert len(registry.tasks()["mmsu"].read(folder)) == 3
+    (tmp_path / "seed" / "en").mkdir(parents=True)
+    (tmp_path / "seed" / "en" / "text.txt").write_text("\ufeffone\u2028two\nthree\n")
+    items = registry.tasks()["seed_tts_en"].read(tmp_path / "seed")
+    assert [item.fields["text"] for item in items] == ["one\u2028two", "three"]
+
+
+def test_recordings_may_be_named_in_any_way(data, tmp_path):
+    """Paths with detours and objects behind URLs are the items' recordings as they are named."""
+    benchmark = registry.tasks()["speech_mmlu_s2t"]
+    folder = tmp_path / "speech_mmlu"
+    shutil.copytree(data / "speech_mmlu", folder)
+    path = folder / "data.jsonl"
+    path.write_text(path.read_text().replace('"audio/law/', '"audio//./law/'))
+    answers = []
+    for place in (data / "speech_mmlu", folder):
+        store = AnswerStore(tmp_path / "out" / str(len(answers)))
+        store.claim({})
+        assert generate(Model(hashing), benchmark, benchmark.read(place), store, Options()) == {}
+        answers.append(store.answers())
+    assert answers[0] == answers[1] != {}
 
 
 @pytest.mark.parametrize("task", registry.tasks())
@@ -128,5 +170,7 @@ def test_a_judge_that_hears():
         assert "ears" in listener.identity
     finally:
         server.shutdown()
+    with pytest.raises(UserError, match="temperature=hot must be a number"):
+        listening.load("openai:http://a/v1#m?temperature=hot")
     with pytest.raises(UserError, match="expected openai"):
         listening.load("whisper")

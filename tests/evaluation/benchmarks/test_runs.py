@@ -17,7 +17,7 @@ from mimo_jax.data.text_tokenizer import train_text_tokenizer
 from mimo_jax.evaluation.benchmarks import registry, scoring
 from mimo_jax.evaluation.benchmarks.base import choose_shots, integer_of
 from mimo_jax.evaluation.benchmarks.runner import Options, generate, settings
-from mimo_jax.evaluation.benchmarks.store import AnswerStore, append, file_name, read_lines
+from mimo_jax.evaluation.benchmarks.store import AnswerStore, append, digest_of_folder, file_name, read_lines
 from mimo_jax.evaluation.benchmarks.tools import Tools
 from mimo_jax.interop import hf
 from tests.evaluation.benchmarks.stand_ins import RATE, Ears, Model, hashing
@@ -128,6 +128,35 @@ def test_one_item_that_cannot_run_costs_no_other(data, tmp_path):
     failures = generate(model, benchmark, [*items[:3], broken, items[4]], store, Options())
     assert set(failures) == {"closed1", "multi1"} and len(store.answers()) == 3
     assert "nowhere.wav" in failures["closed1"] and "segments" in failures["multi1"]
+    # A process that scores later, or another worker, knows why; what was answered since has no reason any more.
+    assert AnswerStore(tmp_path, 1, 2).failures() == failures
+    assert set(generate(Model(hashing), benchmark, [*items[:3], broken, items[4]], store, Options())) == {"closed1"}
+    assert set(AnswerStore(tmp_path).failures()) == {"closed1"}
+
+
+def test_why_an_item_has_no_answer_is_told_when_scoring_comes_later(data, tmp_path):
+    benchmark = registry.tasks()["mmau"]
+    items = benchmark.read(data / "mmau")
+    items[3] = dataclasses.replace(items[3], audio=(str(tmp_path / "nowhere.wav"),))
+    for worker in (0, 1):
+        store = AnswerStore(tmp_path, worker, 2)
+        store.claim({})
+        generate(Model(hashing), benchmark, items, store, Options(worker=worker, workers=2))
+    unscored = scoring.score(benchmark, items, AnswerStore(tmp_path), Tools({}), draws=20)["unscored"]
+    assert set(unscored) == {items[3].id} and "nowhere.wav" in unscored[items[3].id]
+    with pytest.raises(UserError, match="no answers; .*nowhere.wav"):
+        scoring.score(benchmark, items[3:4], AnswerStore(tmp_path), Tools({}))
+
+
+def test_a_reconstruction_that_is_not_finite_costs_no_other(data, tmp_path):
+    benchmark = registry.tasks()["tokenizer_reconstruction"]
+    items = benchmark.read(data / "tokenizer_reconstruction")
+    model = Model(hashing)
+    model.codec.decode = lambda codes: [np.full(900, np.nan), *(np.full(900, 0.1) for _ in codes[1:])]
+    store = AnswerStore(tmp_path)
+    store.claim({})
+    failures = generate(model, benchmark, items, store, Options())
+    assert set(failures) == {items[0].id} and set(store.answers()) == {item.id for item in items[1:]} != set()
 
 
 def test_examples_follow_from_the_item_alone(data):
@@ -158,6 +187,34 @@ def test_half_a_line_is_dropped_and_overwritten(tmp_path):
 def test_names_of_waves():
     assert file_name("a-1.b_c") == "a-1.b_c" and "/" not in file_name("../a/b")
     assert file_name("a/b") != file_name("a_b") and len(file_name("x" * 500)) < 100
+    assert len(file_name("题" * 99).encode()) < 100 and file_name("题") != file_name("目")
+
+
+def test_a_folder_is_known_by_what_lies_in_it(tmp_path):
+    names = ("data.jsonl", "voice.wav", "model.safetensors")
+    for name in names:
+        (tmp_path / name).write_bytes(bytes(1 << 22))
+    known = {digest_of_folder(tmp_path, suffixes) for suffixes in (None, (".jsonl",))}
+    before = digest_of_folder(tmp_path, (".jsonl",))
+    (tmp_path / "voice.wav").unlink()
+    assert digest_of_folder(tmp_path, (".jsonl",)) != before  # a recording that came or went
+    (tmp_path / "voice.wav").write_bytes(bytes(1 << 22))
+    assert {digest_of_folder(tmp_path, suffixes) for suffixes in (None, (".jsonl",))} == known
+    with (tmp_path / "model.safetensors").open("r+b") as file:  # weights in the middle of a large file
+        file.seek(1 << 21)
+        file.write(b"x" * (1 << 17))
+    assert digest_of_folder(tmp_path) not in known and digest_of_folder(tmp_path, (".jsonl",)) == before
+
+
+def test_workers_that_start_together_find_whole_settings(tmp_path):
+    """Whoever reads while another writes the same settings finds all of them."""
+    script = (
+        "import sys; from pathlib import Path; from mimo_jax.evaluation.benchmarks.store import AnswerStore\n"
+        "for _ in range(400): AnswerStore(Path(sys.argv[1])).claim({'a': ['x' * 9] * 999})"
+    )
+    workers = [subprocess.Popen([sys.executable, "-c", script, str(tmp_path)]) for _ in range(3)]
+    assert [worker.wait() for worker in workers] == [0, 0, 0]
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
 
 
 # ----- command line ---------------------------------------------------------------------------------------------------
@@ -181,6 +238,9 @@ def test_list_is_quick_and_complete():
         (["--tasks=nothing", "--data=.", "--out=x", "--phase=score"], "no task 'nothing'"),
         (["--tasks=", "--data=.", "--out=x", "--phase=score"], "--tasks is missing"),
         (["--tasks=big_bench_audio_s2t", "--data=.", "--out=x", "--phase=score"], "needs --judge=PLUGIN"),
+        (["--tasks=mmau", "--data=DATA", "--out=x", "--lm=.", "--tokenizer=.", "--judge=gpt"], "no plug-in 'gpt'"),
+        (["--tasks=mmau", "--data=DATA", "--out=x", "--lm=.", "--tokenizer=.", "--judge=openai:a"], "openai:BASE_URL"),
+        (["--tasks=mmau", "--data=DATA", "--out=x", "--lm=.", "--tokenizer=.", "--listener=gpt"], "--listener=gpt"),
         (["--tasks=mmau", "--data=/nowhere", "--out=x", "--phase=score"], "/nowhere/mmau: no such folder"),
         (["--tasks=mmau", "--data=DATA", "--out=OUT", "--phase=score"], "no answers"),
         (["--tasks=mmau", "--data=DATA", "--out=OUT", "--lm=.", "--tokenizer=.", "--workers=2"], "--phase=generate"),

@@ -182,9 +182,9 @@ def run(data, out, name, script=None, plugins=None, **options):
     store = AnswerStore(out / name)
     model = scripted(name, CASES[name][0] if script is None else script)
     store.claim(settings(benchmark, Options(**options)))
-    failures = generate(model, benchmark, items, store, Options(**options))
+    generate(model, benchmark, items, store, Options(**options))
     tools = Tools(CASES[name][1] if plugins is None else plugins, out / name / "calls.jsonl")
-    return scoring.score(benchmark, items, store, tools, draws=50, failures=failures), model
+    return scoring.score(benchmark, items, store, tools, draws=50), model
 
 
 def test_every_task_has_a_case():
@@ -258,6 +258,78 @@ def test_an_unusable_reply_is_no_judgement(data, tmp_path):
     assert set(scores["unscored"]) == {"1"} and "I cannot say" in scores["unscored"]["1"]
 
 
+def test_each_item_fails_for_its_own_reason_and_no_call_is_repeated_in_vain(data, tmp_path):
+    """A client of several calls says which of them failed, after tries of its own."""
+
+    class Several(Judge):
+        def ask(self, prompts, waves=None):
+            self.prompts += prompts
+            why = {i: PluginError(f"busy with {p[-600:]}") for i, p in enumerate(prompts) if "No way" in p}
+            if why:
+                good = {i: AGREEMENT["It is valid"] for i in range(len(prompts)) if i not in why}
+                raise PluginError("1 of 2 calls failed", good, why)
+            return [AGREEMENT["It is valid"]] * len(prompts)
+
+    judge = Several({})
+    scores, _ = run(data, tmp_path, "big_bench_audio_s2t", plugins={"judge": judge})
+    assert set(scores["unscored"]) == {"1"} and "busy with" in scores["unscored"]["1"] and len(judge.prompts) == 2
+
+
+@pytest.mark.parametrize("extra", [-1, 1])
+def test_results_that_cannot_be_told_apart_are_none(data, tmp_path, extra):
+    class Odd(Judge):
+        def ask(self, prompts, waves=None):
+            return ['{"result": 1.0}'] * (len(prompts) + extra)
+
+    scores, _ = run(data, tmp_path, "big_bench_audio_s2t", plugins={"judge": Odd({})})
+    assert set(scores["unscored"]) == {"0", "1"} and "results for 1 inputs" in scores["unscored"]["0"]
+
+
+def test_a_kept_reply_that_is_none_any_more_is_asked_for_again(tmp_path):
+    replies = {"q": ["maybe", "YES"]}
+    judge, kept = Judge(replies), tmp_path / "calls.jsonl"
+    assert Tools({"judge": judge}, kept).ask(["q"], str)[0] == ("maybe", "maybe")
+    for _ in range(2):
+        assert Tools({"judge": judge}, kept).ask(["q"], extraction.verdict) == [(True, "YES")]
+    assert judge.prompts == ["q", "q"]
+
+
+def test_a_score_that_is_no_number_is_none(tmp_path):
+    class Scorer:
+        identity = "scorer"
+
+        def score(self, sources, hypotheses, references):
+            return [float("nan") if text == "b" else 0.5 for text in hypotheses]
+
+    good, bad = Tools({"translation_scorer": Scorer()}).translation_scores(["x", "x"], ["a", "b"], ["y", "y"])
+    assert good == 0.5 and "not finite" in bad.reason
+
+
+def test_a_scorer_that_loads_a_model_is_called_once(tmp_path):
+    class Scorer:
+        identity, calls, broken = "scorer", 0, True
+
+        def score(self, sources, hypotheses, references):
+            self.calls += 1
+            if self.broken:
+                raise PluginError("no memory", failures=dict.fromkeys(range(len(sources)), PluginError("no memory")))
+            return [0.5] * len(sources)
+
+    scorer, texts = Scorer(), [f"{k}" for k in range(40)]
+    assert "no memory" in Tools({"translation_scorer": scorer}).translation_scores(texts, texts, texts)[39].reason
+    scorer.broken = False
+    assert Tools({"translation_scorer": scorer}).translation_scores(texts, texts, texts) == [0.5] * 40
+    assert scorer.calls == 2
+
+
+def test_silence_follows_no_description_and_nobody_is_asked_about_it(data, tmp_path):
+    script = {"e1.APS": "come here now", "e1.DSD": "", "e1.RP": "come here now"}
+    listener = Judge({"low pitch": "YES", "angry": "YES", "captain": "YES"})
+    plugins = {"transcriber": Ears(), "listener": listener}
+    scores, _ = run(data, tmp_path, "instruct_tts_eval_en", script, plugins)
+    assert scores["metrics"]["DSD"]["value"] == 0 and scores["complete"] and len(listener.prompts) == 2
+
+
 def test_a_recogniser_that_fails_on_one_item_costs_that_item(data, tmp_path):
     ears = Ears({"option a": 99})
     scores, _ = run(data, tmp_path, "speech_mmlu_t2s", plugins={"transcriber": ears})
@@ -309,7 +381,12 @@ def test_judges_are_asked_for_what_they_need():
     for reply in ("", "CORRECTNESS: 4", "CORRECTNESS: 9\nRELEVANCE: 5\nCOMPLETENESS: 3\nCLARITY: 4"):
         with pytest.raises(ValueError):
             extraction.criteria(reply)
-    for reply in ("", "0.9", '{"result": 7}', '{"result": "x"}', "{broken"):
+    for reply, share in (
+        ('by {cases}: ```json\n{"steps": [{"result": 1}], "result": 0.5}\n``` {done}', 0.5),
+        ('{"result": 0} no: {"result": 1}', 1),
+    ):
+        assert extraction.share(reply) == share
+    for reply in ("", "0.9", '{"result": 7}', '{"result": "x"}', "{broken", '{"result": NaN}', '{"steps": []}'):
         with pytest.raises(ValueError):
             extraction.share(reply)
     with pytest.raises(ValueError):
