@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mimo_jax.data.manifest import Record
-from mimo_jax.evaluation import speech_parts
+from mimo_jax.evaluation import question_parts, speech_parts
 from mimo_jax.evaluation.losses import Batch, PackedRows, held_out_losses
 from mimo_jax.evaluation.parts import Part, PartStore, write_json
 from mimo_jax.evaluation.selection import SECTIONS, Item, Section, conversions, digest, load_items, select
@@ -166,7 +166,7 @@ def _model_parts(
     everything = select(records, section, len(records))
     asked = [record for record in everything if record.qa][:few]
     if asked:
-        parts["audio_questions"] = lambda: speech_parts.audio_questions(
+        parts["audio_questions"] = lambda: question_parts.audio_questions(
             model, load_items(asked, root, systems.sample_rate), few, seed
         )
     texts = {record.id: record.text for record in records}
@@ -190,4 +190,4 @@ def _spoken_questions(
     assert systems.model is not None
     questions = load_items(answered, root, systems.sample_rate)
     replies = [texts[item.record.reply or ""] or "" for item in questions]
-    return speech_parts.spoken_questions(systems, systems.model, questions, replies, samples, seed)
+    return question_parts.spoken_questions(systems, systems.model, questions, replies, samples, seed)
