@@ -47,7 +47,8 @@ def audio_questions(model: SpeechModel, items: Sequence[Item], limit: int, seed:
         return nothing()
     seeds = item_seeds(seed, "audio_questions", asked.ids)
     answers = model.answer_about_audio(asked.waves, asked.questions, seeds=seeds)
-    commonest = commonest_answers(asked.questions, asked.references)
+    # By wording: with its shuffled choices hardly a question comes twice, and each would be its own commonest.
+    commonest = commonest_answers(asked.wordings, asked.references)
     return {
         "figures": figures_of(
             audio_question_accuracy=metrics.exact_match(asked.references, answers),
