@@ -60,6 +60,30 @@ def audio_questions(model: SpeechModel, items: Sequence[Item], limit: int, seed:
     }
 
 
+def audio_questions_thinking(model: SpeechModel, items: Sequence[Item], limit: int, seed: int) -> Part:
+    """The same questions, answered after a thought; without an answer after it, the item is wrong."""
+    asked = Asked.of(items, limit)
+    if not asked.ids:
+        return nothing()
+    seeds = item_seeds(seed, "audio_questions_thinking", asked.ids)
+    reasoned = model.answer_after_thinking(asked.waves, asked.questions, seeds=seeds)
+    answers = [one.answer for one in reasoned]
+    return {
+        "figures": figures_of(
+            audio_question_thinking_accuracy=metrics.exact_match(asked.references, answers),
+            audio_question_thinking_answered=metrics.mean_estimate([bool(answer) for answer in answers]),
+        ),
+        "items": rows_of(
+            id=asked.ids,
+            question=asked.questions,
+            reference=asked.references,
+            thought=[one.thought for one in reasoned],
+            answer=answers,
+            seed=seeds,
+        ),
+    }
+
+
 def _question(qa: Mapping[str, Any]) -> str:
     """Worded as in training: the choices, where there are any, follow the question."""
     return (
@@ -79,7 +103,11 @@ def commonest_answers(groups: Sequence[str], answers: Sequence[str]) -> list[str
 def spoken_questions(
     systems: Systems, model: SpeechModel, items: Sequence[Item], replies: Sequence[str], samples: Samples, seed: int
 ) -> Part:
-    """Spoken questions answered in speech: the recogniser must hear exactly the reference answer."""
+    """Spoken questions answered in speech: the recogniser must hear exactly the reference answer.
+
+    Where the question's record says which words make an answer right (``attributes["answer"]``), any wording that ends
+    with them counts in ``spoken_question_right``.
+    """
     if not items:
         return nothing()
     seeds = item_seeds(seed, "spoken_questions", ids_of(items))
@@ -90,8 +118,58 @@ def spoken_questions(
         "figures": figures_of(
             spoken_question_accuracy=metrics.exact_match(replies, heard),
             spoken_question_wer=metrics.word_error_rate(replies, heard),
+            **_right("spoken_question", items, heard),
         ),
         "items": rows_of(
-            id=ids_of(items), question=[i.text for i in items], reference=replies, heard=heard, seed=seeds, file=files
+            id=ids_of(items),
+            question=[i.text for i in items],
+            reference=replies,
+            right=_right_words(items),
+            heard=heard,
+            seed=seeds,
+            file=files,
         ),
+    }
+
+
+def written_answers(model: SpeechModel, items: Sequence[Item], replies: Sequence[str], seed: int) -> Part:
+    """Spoken questions answered in writing: exactly the reference answer, or one that ends with the right words."""
+    if not items:
+        return nothing()
+    seeds = item_seeds(seed, "written_answers", ids_of(items))
+    answers = model.answer_in_writing([item.wave for item in items], seeds=seeds)
+    return {
+        "figures": figures_of(
+            written_answer_accuracy=metrics.exact_match(replies, answers),
+            **_right("written_answer", items, answers),
+        ),
+        "items": rows_of(
+            id=ids_of(items),
+            question=[i.text for i in items],
+            reference=replies,
+            right=_right_words(items),
+            answer=answers,
+            seed=seeds,
+        ),
+    }
+
+
+def _right_words(items: Sequence[Item]) -> list[str | None]:
+    """The words that make an answer right, of each question; None where its record does not say."""
+    return [str(words) if (words := item.record.attributes.get("answer")) else None for item in items]
+
+
+def _right(name: str, items: Sequence[Item], answers: Sequence[str]) -> dict[str, metrics.Estimate]:
+    """Share of answers that end with the right words, beside that of always saying the commonest of the kind."""
+    found = [
+        (str(item.record.attributes.get("kind", "")), words, answer)
+        for item, words, answer in zip(items, _right_words(items), answers, strict=True)
+        if words
+    ]
+    if not found:
+        return {}
+    kinds, right, given = zip(*found, strict=True)
+    return {
+        f"{name}_right": metrics.mean_estimate([metrics.ends_with(a, w) for a, w in zip(given, right, strict=True)]),
+        f"{name}_right_commonest": metrics.exact_match(right, commonest_answers(kinds, right)),
     }
