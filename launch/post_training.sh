@@ -4,14 +4,15 @@ set -euo pipefail
 
 usage() {
   cat <<'EOT'
-./launch/post_training.sh --quickstart=DIR [--out=DIR] [--preset=smoke|small] [further flags]
+./launch/post_training.sh --quickstart=DIR [--out=DIR] [--preset=smoke|small|long] [further flags]
 
 Tunes the quickstart's base on questions about recordings, spoken dialogue and instructed speech of a larger corpus, and
 measures base and tuned model on held-out items, answering with and without thinking. Interrupted at any moment and
 started again with the same flags, it goes on where it was.
 
   --quickstart=DIR where ./launch/quickstart.sh wrote (runs/quickstart); its base and tokenizers are used
-  --preset=small   under an hour on 2 CPU cores (the default); smoke learns nothing and shows that everything runs
+  --preset=small   under an hour on 2 CPU cores (the default); long tunes on the same data for four times as many steps;
+                   smoke learns nothing and shows that everything runs
   --out=DIR        where everything is written (runs/post_training); the results are DIR/comparison.md and
                    DIR/comparison.json, the recordings DIR/evaluation/*/samples
 
