@@ -61,7 +61,6 @@ SCORES: dict[str, dict[str, Callable[[Row], Score]]] = {
         "recogniser_wer_instructed": _errors("heard"),
         "instruction_followed": _followed,
         "instructed_rate_followed": _followed_in("rate"),
-        "instructed_pitch_followed": _followed_in("pitch"),
         "instructed_volume_followed": _followed_in("volume"),
     },
 }

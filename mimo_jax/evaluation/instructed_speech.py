@@ -1,9 +1,10 @@
 """The measured part in which the model speaks as an instruction says: the words, and how they are said.
 
-What is measured needs no model: rate (words heard a second), pitch (median, Hz) and volume (RMS, dB of full scale). The
-records' attributes say which level an instruction asks for ("slow", "fast"); speech follows it if it is nearer to what
-training recordings of that level have than to those of the other levels. Only levels other than "normal" are asked for:
-speech that is the same whatever the instruction follows none of them more often than shuffled instructions.
+What is measured is rate (words heard a second) and volume (RMS, dB of full scale). The records' attributes say which
+level an instruction asks for ("slow", "fast"); speech follows it if it is nearer to what training recordings of that
+level have than to those of the other levels. Only levels other than "normal" are asked for: speech that is the same
+whatever the instruction follows them no more often than shuffled instructions. Pitch is not measured: voices differ
+more than its levels, and the recordings themselves would follow 0.6 of the instructions where chance is 0.55.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from typing import Any
 import numpy as np
 
 from mimo_jax.data.manifest import Record
-from mimo_jax.data.pitch import median_pitch
 from mimo_jax.evaluation import metrics
 from mimo_jax.evaluation.judge import Judge
 from mimo_jax.evaluation.parts import Part, figures_of, nothing, rows_of
@@ -24,7 +24,7 @@ from mimo_jax.evaluation.speech_parts import Samples, ids_of, item_seeds
 from mimo_jax.evaluation.systems import SpeechModel, Systems, Wave
 from mimo_jax.objectives.transcripts import normalise_text
 
-DIMENSIONS = ("rate", "pitch", "volume")
+DIMENSIONS = ("rate", "volume")
 NORMAL = "normal"
 EXAMPLES = 320  # training recordings that the levels are learned from
 _FEWEST = 5  # recordings that a level needs
@@ -33,16 +33,14 @@ Manner = dict[str, float | None]  # a value of each dimension, None where it is 
 
 
 def manner(wave: Wave, sample_rate: int, heard: str) -> Manner:
-    """How a wave [samples] sounds whose words were heard: logarithms of words a second and of Hz, volume in dB."""
+    """How a wave [samples] sounds whose words were heard: logarithm of words a second, volume in dB."""
     span = _speech(np.asarray(wave, np.float32), sample_rate)
     words = len(normalise_text(heard).split())
     if not len(span):
         return dict.fromkeys(DIMENSIONS)
-    pitch = median_pitch(span, sample_rate)
     return {
-        # Ratios count, not differences: a rate or a pitch twice as high is one step, wherever it begins.
+        # Ratios count, not differences: twice as fast is one step, wherever it begins.
         "rate": float(np.log(words * sample_rate / len(span))) if words else None,
-        "pitch": float(np.log(pitch)) if pitch else None,
         "volume": float(20 * np.log10(np.sqrt(np.mean(span.astype(np.float64) ** 2)))),
     }
 

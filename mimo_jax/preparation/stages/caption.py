@@ -9,9 +9,11 @@ from typing import ClassVar
 import numpy as np
 
 from mimo_jax.data.manifest import Record
-from mimo_jax.data.pitch import median_pitch
 from mimo_jax.preparation.elements import Element, Outcome, Stage
 from mimo_jax.preparation.stages.plugins import Captioner, recording, setup_plugin
+
+_PITCH_LIMITS_HZ = (60.0, 400.0)
+_LOUD_ENOUGH = 0.1  # of the loudest frame's amplitude: 20 dB
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +84,20 @@ class MeasuredCaption:
         if record.scores.get("clipping_share", 0.0) > self.distorted:
             said.append("the sound is distorted")
         return said
+
+
+def median_pitch(wave: np.ndarray, sample_rate: int) -> float | None:
+    """Median pitch in Hz over the loud frames of ``[samples]`` (YIN); None below 0.1 s or in digital silence."""
+    import librosa
+
+    if len(wave) < 0.1 * sample_rate or not wave.any():
+        return None
+    frame, hop = round(0.05 * sample_rate), round(0.02 * sample_rate)
+    pitch = librosa.yin(
+        wave, fmin=_PITCH_LIMITS_HZ[0], fmax=_PITCH_LIMITS_HZ[1], sr=sample_rate, frame_length=frame, hop_length=hop
+    )
+    level = librosa.feature.rms(y=wave, frame_length=frame, hop_length=hop)[0][: len(pitch)]
+    return float(np.median(pitch[level >= _LOUD_ENOUGH * level.max()]))
 
 
 @dataclasses.dataclass(frozen=True)

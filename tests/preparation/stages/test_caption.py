@@ -5,8 +5,7 @@ import dataclasses
 import pytest
 
 from mimo_jax.data.manifest import Record
-from mimo_jax.data.pitch import median_pitch
-from mimo_jax.preparation.stages.caption import Caption, MeasuredCaption
+from mimo_jax.preparation.stages.caption import Caption, MeasuredCaption, median_pitch
 from tests.preparation.stages.speech_fixture import RATE, SENTENCES, element, only, silence, speech
 
 
