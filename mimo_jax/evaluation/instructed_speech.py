@@ -4,7 +4,8 @@ What is measured is rate (words heard a second) and volume (RMS, dB of full scal
 level an instruction asks for ("slow", "fast"); speech follows it if it is nearer to what training recordings of that
 level have than to those of the other levels. Only levels other than "normal" are asked for: speech that is the same
 whatever the instruction follows them no more often than shuffled instructions. Pitch is not measured: voices differ
-more than its levels, and the recordings themselves would follow 0.6 of the instructions where chance is 0.55.
+more than its levels. Of 61 held-out recordings of the built-in corpus 0.59 followed theirs, and the median of low ones
+lay above that of normal ones.
 """
 
 from __future__ import annotations
