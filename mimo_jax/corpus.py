@@ -14,7 +14,7 @@ from absl import app, flags
 
 from mimo_jax.data.corpus.build import SUMMARY_NAME, CorpusError, build_corpus
 from mimo_jax.data.corpus.espeak import EspeakError
-from mimo_jax.data.corpus.plan import CorpusConfig
+from mimo_jax.data.corpus.plan import WIDE_SHARES, CorpusConfig
 
 _D = CorpusConfig()
 _OUT = flags.DEFINE_string("out", None, "Folder to write the corpus to.", required=True)
@@ -26,7 +26,29 @@ _WIDE = flags.DEFINE_integer("wide_utterances", _D.wide_utterances, "Training ut
 _WIDE_VALIDATION = flags.DEFINE_integer("wide_validation", _D.wide_validation, "Wide: unseen texts, seen voices.")
 _WIDE_TEST = flags.DEFINE_integer("wide_test_voices", _D.wide_test_voices, "Wide: unseen texts, unseen voices.")
 _TEXTS = flags.DEFINE_integer("texts", _D.texts, "Text-only training records.", lower_bound=0)
+_SHARES = flags.DEFINE_list(
+    "wide_shares",
+    [],
+    f"Other shares of the wide training utterances, KIND=SHARE,...; without it they are "
+    f"{','.join(f'{kind}={share:g}' for kind, share in WIDE_SHARES.items())}, and plain sentences are the rest.",
+)
 _WORKERS = flags.DEFINE_integer("workers", None, "Processes; one per core if not given.", lower_bound=1)
+
+
+def _shares(given: list[str]) -> dict[str, float]:
+    """KIND=SHARE each.
+
+    Raises:
+      ValueError: something else.
+    """
+    shares = {}
+    for item in given:
+        kind, _, share = item.partition("=")
+        try:
+            shares[kind] = float(share)
+        except ValueError:
+            raise ValueError(f"--wide_shares: {item!r} is not KIND=SHARE, such as dialogue=0.4") from None
+    return shares
 
 
 def main(argv: list[str]) -> None:
@@ -44,6 +66,7 @@ def main(argv: list[str]) -> None:
             wide_validation=_WIDE_VALIDATION.value,
             wide_test_voices=_WIDE_TEST.value,
             texts=_TEXTS.value,
+            wide_shares=_shares(_SHARES.value),
             workers=_WORKERS.value,
         )
     except (CorpusError, EspeakError, ValueError) as error:

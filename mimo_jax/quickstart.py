@@ -51,7 +51,7 @@ class Preset:
       mixtures: gin file with other rates for the stages of the language model.
     """
 
-    corpus: Mapping[str, int]
+    corpus: Mapping[str, object]
     bindings: Mapping[str, Sequence[str]]
     mixtures: str | None = None
 

@@ -57,6 +57,7 @@ class Item:
     records: tuple[Record, ...] = ()
     question: str = ""
     answer: str = ""
+    thought: str = ""
     voice: Record | None = None
     conversation: Conversation | None = None
 

@@ -42,7 +42,8 @@ def _plan_questions(material: Material, options: FormatOptions) -> list[Item]:
     for record in material.records:
         for number, qa in enumerate(record.qa):
             options_text = f" Choose from: {', '.join(map(str, qa['choices']))}." if qa.get("choices") else ""
-            items.append(Item(f"{record.id}/qa{number}", (record,), qa["question"] + options_text, qa["answer"]))
+            question, thought = qa["question"] + options_text, qa.get("thought", "")
+            items.append(Item(f"{record.id}/qa{number}", (record,), question, qa["answer"], thought))
     return items
 
 
@@ -58,10 +59,16 @@ def listening_thought(record: Record, question: str, answer: str) -> str:
     return " ".join([*heard, *said, f'The question is "{question}"', f"That points to: {answer}."]) + "\n"
 
 
+def thought_before_answer(record: Record, question: str, answer: str, written: str = "") -> str:
+    """The ``written`` thought of a question where there is one, else that by rule; ends with a line break."""
+    return f"{written.strip()}\n" if written.strip() else listening_thought(record, question, answer)
+
+
 def _build_understanding_thinking(item: Item, codes: Codes, options: FormatOptions) -> list[Segment]:
     (record,) = item.records
     prompt = prompts.audio_understanding(codes(record.id), item.question, thinking=True)
-    return prompts.complete_with_text(prompt, item.answer, listening_thought(record, item.question, item.answer))
+    thought = thought_before_answer(record, item.question, item.answer, item.thought)
+    return prompts.complete_with_text(prompt, item.answer, thought)
 
 
 def _plan_instructed(material: Material, options: FormatOptions) -> list[Item]:

@@ -48,7 +48,8 @@ class Record:
       subset: "core", "wide" (the built-in corpus) or "user".
       attributes: known facts (accent, gender, rate, pitch, volume, noise, snr_db, ...).
       instruction: how it should be said, for text to speech by instruction.
-      qa: questions about the sound: {"question", "answer"} and, where it is multiple choice, "choices".
+      qa: questions about the sound: {"question", "answer"} and, where it is multiple choice, "choices"; "thought" is
+        what is reasoned before the answer, where somebody wrote that down.
       parallel: key shared by utterances of one text that differ in voice, rate or style.
       clean: id of the clean recording of a noisy one.
       document: {"id": str, "index": int}: place in a document of consecutive utterances.
@@ -344,6 +345,8 @@ def _check_record(fields: dict[str, Any]) -> None:
             raise ManifestError(f'each of `qa` must be {{"question": ..., "answer": ...}}, found {item!r}')
         if not isinstance(item.get("answer"), str) or item["answer"] not in item.get("choices", [item["answer"]]):
             raise ManifestError(f"`answer` of a question must be a string and one of its `choices`, found {item!r}")
+        if not isinstance(item.get("thought", ""), str) or "</think>" in item.get("thought", ""):
+            raise ManifestError(f"`thought` of a question must be a string without </think>, found {item!r}")
     for word in fields.get("words", []):
         if not _is_timed_word(word):
             raise ManifestError(f'each of `words` must be ["word", start, end] in seconds, found {word!r}')

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from mimo_jax.evaluation.judge import CtcJudge
-from mimo_jax.evaluation.systems import ConversionRequest, Systems, Wave
+from mimo_jax.evaluation.systems import ConversionRequest, Reasoned, Systems, Wave
 from mimo_jax.inference.sampling import Sampling
 
 _BATCH = 32
@@ -42,6 +42,7 @@ class ReleasedModel:
       max_text, max_speech: new positions of a text answer and of a spoken one; a model that was trained for minutes may
         not stop by itself.
       audio_sampling: how codes are drawn; None = as the released inference code does.
+      max_thought: new positions that a task which thinks first has on top.
     """
 
     def __init__(
@@ -51,12 +52,13 @@ class ReleasedModel:
         max_text: int = 64,
         max_speech: int = 96,
         audio_sampling: Sampling | None = None,
+        max_thought: int = 160,
     ):
         from mimo_jax.inference.tasks import MimoAudio
 
         # One batch size for every task: each new shape costs a compilation.
         self._model = MimoAudio.load(lm_dir, tokenizer_dir, max_batch=_BATCH)
-        self._max_text = max_text
+        self._max_text, self._max_thought = max_text, max_thought
         self._spoken: dict[str, Any] = {"max_new": max_speech, "audio_sampling": audio_sampling}
 
     def asr(self, waves: Sequence[Wave], *, seeds: Sequence[int]) -> list[str]:
@@ -91,6 +93,35 @@ class ReleasedModel:
             list(waves), list(questions), seeds=list(seeds), max_new=self._max_text
         )
         return [a.text for a in answers]
+
+    def answer_after_thinking(
+        self, waves: Sequence[Wave], questions: Sequence[str], *, seeds: Sequence[int]
+    ) -> list[Reasoned[str]]:
+        """Text answers to questions about recordings, each after a thought."""
+        answers = self._model.audio_understanding(
+            list(waves),
+            list(questions),
+            thinking=True,
+            seeds=list(seeds),
+            max_new=self._max_text + self._max_thought,
+        )
+        return [Reasoned(a.text, a.thinking) for a in answers]
+
+    def answer_in_writing(self, waves: Sequence[Wave], *, seeds: Sequence[int]) -> list[str]:
+        """Text answers to spoken questions."""
+        from mimo_jax.inference.tasks import Message
+
+        dialogues = [[Message("user", wave)] for wave in waves]
+        answers = self._model.speech_to_text_dialogue(dialogues, seeds=list(seeds), max_new=self._max_text)
+        return [a.text for a in answers]
+
+    def speak_as_instructed(
+        self, texts: Sequence[str], instructions: Sequence[str], *, seeds: Sequence[int]
+    ) -> list[Reasoned[Wave]]:
+        """Speech of texts in described styles, each after a thought."""
+        options = self._spoken | {"max_new": self._spoken["max_new"] + self._max_thought}
+        answers = self._model.instruct_tts(list(texts), list(instructions), seeds=list(seeds), **options)
+        return [Reasoned(w, a.thinking) for w, a in zip(_spoken(answers), answers, strict=True)]
 
     def answer_in_speech(self, waves: Sequence[Wave], *, seeds: Sequence[int]) -> list[Wave]:
         """Spoken answers."""

@@ -99,6 +99,30 @@ def exact_match(references: Sequence[str], hypotheses: Sequence[str]) -> Estimat
     return mean_estimate([normalise_text(r) == normalise_text(h) for r, h in zip(references, hypotheses, strict=True)])
 
 
+def ends_with(answer: str, words: str) -> bool:
+    """Whether the last words of an answer are these, after `normalise_text`: what a full sentence leads up to."""
+    said, wanted = normalise_text(answer).split(), normalise_text(words).split()
+    return bool(wanted) and said[-len(wanted) :] == wanted
+
+
+def paired_difference(
+    mine: Sequence[tuple[float, float]], base: Sequence[tuple[float, float]], draws: int = 1000
+) -> Estimate:
+    """How much more one system has than another on the same items, with its interval (paired bootstrap over items).
+
+    Args:
+      mine, base: (numerator, denominator) of each item, in one order; an item has one denominator in both.
+      draws: of the bootstrap.
+
+    Raises:
+      ValueError: items of different numbers or denominators, no items, or denominators that sum to 0.
+    """
+    weights = [weight for _, weight in base]
+    if [weight for _, weight in mine] != weights:
+        raise ValueError("the items of both systems must be the same, in one order")
+    return ratio_estimate([a - b for (a, _), (b, _) in zip(mine, base, strict=True)], weights, draws)
+
+
 def unigram_entropy(codes: np.ndarray, vocabulary_size: int | None = None) -> float:
     """Entropy in nats of the empirical distribution of integer codes: what always guessing by frequency costs.
 

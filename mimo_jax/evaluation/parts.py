@@ -6,14 +6,31 @@ import json
 import logging
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from mimo_jax.evaluation.metrics import Estimate
 from mimo_jax.files import write_text
 
 Part = dict[str, Any]
 logger = logging.getLogger(__name__)
+
+
+def rows_of(**columns: Sequence[Any]) -> list[dict[str, Any]]:
+    """Columns of one length as a list of items."""
+    names = list(columns)
+    return [dict(zip(names, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+def figures_of(**estimates: Estimate | None) -> dict[str, Any]:
+    """JSON forms by name, without those that are undefined."""
+    return {name: estimate.as_dict() for name, estimate in estimates.items() if estimate is not None}
+
+
+def nothing() -> Part:
+    """A part without material, for instance because its recordings cannot be read."""
+    return {"figures": {}, "items": []}
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:

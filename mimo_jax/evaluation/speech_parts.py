@@ -1,4 +1,4 @@
-"""The measured parts of one section: recogniser, reconstruction, transcription, speech, answers, conversion.
+"""The measured parts of one section: recogniser, reconstruction, transcription, speech, continuation, conversion.
 
 Each function returns ``{"figures": {name: estimate}, "items": [...]}`` where the items hold what decided the figures
 (reference, raw output, seed), so that any figure can be checked again by hand.
@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import itertools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import numpy as np
 from mimo_jax.data.audio import write_wav
 from mimo_jax.evaluation import metrics
 from mimo_jax.evaluation.judge import Judge
-from mimo_jax.evaluation.parts import Part
+from mimo_jax.evaluation.parts import Part, figures_of, nothing, rows_of
 from mimo_jax.evaluation.selection import Conversion, Item, load_items
 from mimo_jax.evaluation.speaker import SpeakerSimilarity
 from mimo_jax.evaluation.systems import ConversionRequest, Shot, SpeechModel, Systems, Wave
@@ -54,32 +54,19 @@ class Samples:
         return names
 
 
-def _ids(items: Sequence[Item]) -> list[str]:
+def ids_of(items: Sequence[Item]) -> list[str]:
+    """Ids of their records."""
     return [item.record.id for item in items]
-
-
-def _rows(**columns: Sequence[Any]) -> list[dict[str, Any]]:
-    names = list(columns)
-    return [dict(zip(names, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-
-
-def _figures(**estimates: metrics.Estimate | None) -> dict[str, Any]:
-    return {name: estimate.as_dict() for name, estimate in estimates.items() if estimate is not None}
-
-
-def _nothing() -> Part:
-    """A part whose recordings cannot be read."""
-    return {"figures": {}, "items": []}
 
 
 def original(judge: Judge | None, items: Sequence[Item], samples: Samples) -> Part:
     """The recogniser on the recordings themselves: the floor of every figure that it judges."""
     waves = [item.wave for item in items]
     figures, heard = _read_back("original", judge, items, waves)
-    files = samples.write("original", _ids(items), waves)
+    files = samples.write("original", ids_of(items), waves)
     return {
         "figures": figures,
-        "items": _rows(id=_ids(items), reference=[item.text for item in items], heard=heard, file=files),
+        "items": rows_of(id=ids_of(items), reference=[item.text for item in items], heard=heard, file=files),
     }
 
 
@@ -119,12 +106,12 @@ def judged(
     if speaker is not None:
         measured["speaker_similarity"] = [float(s) for s in speaker(waves, decoded, samples.sample_rate)]
     return {
-        "figures": figures | _figures(**{name: metrics.finite_mean(values) for name, values in measured.items()}),
-        "items": _rows(
-            id=_ids(items),
+        "figures": figures | figures_of(**{name: metrics.finite_mean(values) for name, values in measured.items()}),
+        "items": rows_of(
+            id=ids_of(items),
             reference=[item.text for item in items],
             heard=heard,
-            file=samples.write(task, _ids(items), decoded),
+            file=samples.write(task, ids_of(items), decoded),
             **measured,
         ),
     }
@@ -142,7 +129,7 @@ def _read_back(
         return {}, heard
     texts, answers = zip(*said, strict=True)
     return (
-        _figures(
+        figures_of(
             **{
                 f"recogniser_wer_{name}": metrics.word_error_rate(texts, answers),
                 f"recogniser_cer_{name}": metrics.character_error_rate(texts, answers),
@@ -154,103 +141,49 @@ def _read_back(
 
 def transcription(model: SpeechModel, items: Sequence[Item], seed: int) -> Part:
     """The language model's own transcriptions."""
-    texts, seeds = [item.text for item in items], item_seeds(seed, "asr", _ids(items))
+    texts, seeds = [item.text for item in items], item_seeds(seed, "asr", ids_of(items))
     answers = model.asr([item.wave for item in items], seeds=seeds)
     per_item = [metrics.word_errors(r, h) for r, h in zip(texts, answers, strict=True)]
     utterances = metrics.finite_mean([edits / words for edits, words in per_item if words])
     return {
-        "figures": _figures(
+        "figures": figures_of(
             asr_wer_heldout=metrics.word_error_rate(texts, answers),
             asr_wer_mean_of_utterances=utterances,
             asr_cer_heldout=metrics.character_error_rate(texts, answers),
         ),
-        "items": _rows(id=_ids(items), reference=texts, answer=answers, seed=seeds),
+        "items": rows_of(id=ids_of(items), reference=texts, answer=answers, seed=seeds),
     }
 
 
 def speech(systems: Systems, model: SpeechModel, items: Sequence[Item], samples: Samples, seed: int) -> Part:
     """The language model's speech, read back by the recogniser; chance = the same against shuffled texts."""
-    texts, seeds = [item.text for item in items], item_seeds(seed, "tts", _ids(items))
+    texts, seeds = [item.text for item in items], item_seeds(seed, "tts", ids_of(items))
     waves = model.tts(texts, seeds=seeds)
     heard = systems.judge.transcribe(waves)
     chance = metrics.permutation_texts(texts, seed) if len(texts) > 1 else None
-    files = samples.write("speak", _ids(items), waves)
+    files = samples.write("speak", ids_of(items), waves)
     return {
-        "figures": _figures(
+        "figures": figures_of(
             recogniser_wer_tts=metrics.word_error_rate(texts, heard),
             recogniser_cer_tts=metrics.character_error_rate(texts, heard),
             recogniser_wer_tts_chance=metrics.word_error_rate(chance, heard) if chance else None,
         ),
-        "items": _rows(id=_ids(items), reference=texts, heard=heard, seed=seeds, file=files),
+        "items": rows_of(id=ids_of(items), reference=texts, heard=heard, seed=seeds, file=files),
     }
 
 
 def continuation(systems: Systems, model: SpeechModel, items: Sequence[Item], samples: Samples, seed: int) -> Part:
     """Continuations of the first half of each utterance: what is heard in them, and how long they are."""
     prompts = [item.wave[: max(1, len(item.wave) // 2)] for item in items]
-    seeds = item_seeds(seed, "continue", _ids(items))
+    seeds = item_seeds(seed, "continue", ids_of(items))
     waves = model.continue_speech(prompts, seeds=seeds)
     joined = [np.concatenate([p, w]).astype(np.float32) for p, w in zip(prompts, waves, strict=True)]
-    files = samples.write("continue", _ids(items), joined)
+    files = samples.write("continue", ids_of(items), joined)
     return {
-        "figures": _figures(
+        "figures": figures_of(
             continuation_seconds=metrics.mean_estimate([len(wave) / systems.sample_rate for wave in waves])
         ),
-        "items": _rows(id=_ids(items), heard=systems.judge.transcribe(joined), seed=seeds, file=files),
-    }
-
-
-def audio_questions(model: SpeechModel, items: Sequence[Item], limit: int, seed: int) -> Part:
-    """Questions about a recording (voice, rate, accent, noise): exact match, beside the commonest answer."""
-    asked = [(item, qa) for item in items for qa in item.record.qa][:limit]
-    if not asked:
-        return _nothing()
-    ids = [f"{item.record.id}/{qa['question']}" for item, qa in asked]
-    questions, references = [_question(qa) for _, qa in asked], [qa["answer"] for _, qa in asked]
-    seeds = item_seeds(seed, "audio_questions", ids)
-    answers = model.answer_about_audio([item.wave for item, _ in asked], questions, seeds=seeds)
-    return {
-        "figures": _figures(
-            audio_question_accuracy=metrics.exact_match(references, answers),
-            audio_question_accuracy_commonest=metrics.exact_match(references, _commonest(questions, references)),
-        ),
-        "items": _rows(id=ids, question=questions, reference=references, answer=answers, seed=seeds),
-    }
-
-
-def _question(qa: Mapping[str, Any]) -> str:
-    """Worded as in training: the choices, where there are any, follow the question."""
-    return (
-        f"{qa['question']} Choose from: {', '.join(map(str, qa['choices']))}." if qa.get("choices") else qa["question"]
-    )
-
-
-def _commonest(questions: Sequence[str], answers: Sequence[str]) -> list[str]:
-    best = {}
-    for question in set(questions):
-        mine = [a for q, a in zip(questions, answers, strict=True) if q == question]
-        best[question] = min(set(mine), key=lambda a: (-mine.count(a), a))
-    return [best[question] for question in questions]
-
-
-def spoken_questions(
-    systems: Systems, model: SpeechModel, items: Sequence[Item], replies: Sequence[str], samples: Samples, seed: int
-) -> Part:
-    """Spoken questions answered in speech: the recogniser must hear exactly the reference answer."""
-    if not items:
-        return _nothing()
-    seeds = item_seeds(seed, "spoken_questions", _ids(items))
-    waves = model.answer_in_speech([item.wave for item in items], seeds=seeds)
-    heard = systems.judge.transcribe(waves)
-    files = samples.write("answer", _ids(items), waves)
-    return {
-        "figures": _figures(
-            spoken_question_accuracy=metrics.exact_match(replies, heard),
-            spoken_question_wer=metrics.word_error_rate(replies, heard),
-        ),
-        "items": _rows(
-            id=_ids(items), question=[i.text for i in items], reference=replies, heard=heard, seed=seeds, file=files
-        ),
+        "items": rows_of(id=ids_of(items), heard=systems.judge.transcribe(joined), seed=seeds, file=files),
     }
 
 
@@ -270,7 +203,7 @@ def conversion(
     waves = {item.record.id: item.wave for item in load_items(list(needed.values()), root, systems.sample_rate)}
     wanted = [c for c in wanted if all(r.id in waves for r in (c.query, c.target, *itertools.chain(*c.shots)))]
     if not wanted:
-        return _nothing()
+        return nothing()
     ids = [f"{c.query.id}-to-{c.target.id}" for c in wanted]
     seeds = item_seeds(seed, "conversion", ids)
     requests = [
@@ -292,11 +225,11 @@ def conversion(
     by_kind = {kind: [n for c, n in zip(wanted, nearer, strict=True) if c.kind == kind] for kind in ("voice", "rate")}
     files = samples.write("convert", ids, out)
     return {
-        "figures": _figures(
+        "figures": figures_of(
             conversion_wer=metrics.word_error_rate(texts, heard),
             **{f"conversion_{k}_nearer_target": metrics.finite_mean(values) for k, values in by_kind.items()},
         ),
-        "items": _rows(
+        "items": rows_of(
             id=ids, kind=[c.kind for c in wanted], reference=texts, heard=heard, nearer=nearer, seed=seeds, file=files
         ),
     }

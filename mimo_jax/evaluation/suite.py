@@ -9,14 +9,23 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mimo_jax.cli import UserError
 from mimo_jax.data.manifest import Record
-from mimo_jax.evaluation import speech_parts
+from mimo_jax.evaluation import instructed_speech, question_parts, speech_parts
 from mimo_jax.evaluation.losses import Batch, PackedRows, held_out_losses
 from mimo_jax.evaluation.parts import Part, PartStore, write_json
 from mimo_jax.evaluation.selection import SECTIONS, Item, Section, conversions, digest, load_items, select
 from mimo_jax.evaluation.systems import Systems
 
 METRICS_FILE = "metrics.json"
+# Measured unless a run chooses, in this order; and what is measured on request.
+PARTS = (
+    *("original", "reconstruction", "transcription", "speech", "continuation"),
+    *("audio_questions", "spoken_questions", "conversion"),
+)
+FURTHER_PARTS = ("audio_questions_thinking", "written_answers", "instructed_speech")
+# What decides no figure: a resume on another machine, or one that measures more, keeps the parts that are there.
+_INDIFFERENT = ("workers", "parts")
 logger = logging.getLogger(__name__)
 
 
@@ -33,6 +42,10 @@ class SuiteOptions:
         loss_batches: upper limit of held-out batches for the losses.
         seed: of sampling and of the shuffled texts.
         workers: processes for PESQ; None takes one per core.
+        parts: names of what is measured, of `PARTS` and `FURTHER_PARTS`; None takes `PARTS`.
+
+    Raises:
+        UserError: names of parts that there are not, or none.
     """
 
     limit: int = 200
@@ -43,6 +56,19 @@ class SuiteOptions:
     loss_batches: int = 50
     seed: int = 0
     workers: int | None = None
+    parts: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.parts is None:
+            return
+        unknown = [name for name in self.parts if name not in (*PARTS, *FURTHER_PARTS)]
+        if unknown or not self.parts:
+            named = f"no part {', '.join(map(repr, unknown))}" if unknown else "no part is named"
+            raise UserError(f"SuiteOptions.parts: {named}; there are {', '.join((*PARTS, *FURTHER_PARTS))}")
+
+    def measures(self, part: str) -> bool:
+        """Whether a part is measured."""
+        return part in (PARTS if self.parts is None else self.parts)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,8 +106,7 @@ def evaluate_chain(
         ValueError: no held-out record with a text.
     """
     out_dir = Path(out_dir)
-    # The number of processes decides no figure: a resume on another machine keeps its parts.
-    decisive = {k: v for k, v in dataclasses.asdict(options).items() if k != "workers"}
+    decisive = {k: v for k, v in dataclasses.asdict(options).items() if k not in _INDIFFERENT}
     material = digest(sorted(records, key=lambda record: record.id), ())
     settings = decisive | {"identity": dict(identity or {}), "material": material}
     store = PartStore(out_dir / "parts", settings)
@@ -136,6 +161,8 @@ def _measure_section(
     parts: dict[str, Part] = {}
 
     def part(name: str, compute: Callable[[], Part]) -> None:
+        if not options.measures(name):
+            return
         logger.info("evaluating %s, %s", section.name, name)
         parts[name] = store.get(f"{section.name}/{name}", compute)
 
@@ -166,13 +193,21 @@ def _model_parts(
     everything = select(records, section, len(records))
     asked = [record for record in everything if record.qa][:few]
     if asked:
-        parts["audio_questions"] = lambda: speech_parts.audio_questions(
+        parts["audio_questions"] = lambda: question_parts.audio_questions(
+            model, load_items(asked, root, systems.sample_rate), few, seed
+        )
+        parts["audio_questions_thinking"] = lambda: question_parts.audio_questions_thinking(
             model, load_items(asked, root, systems.sample_rate), few, seed
         )
     texts = {record.id: record.text for record in records}
     answered = [record for record in everything if record.reply and texts.get(record.reply)][:few]
     if answered:
-        parts["spoken_questions"] = lambda: _spoken_questions(systems, answered, texts, root, samples, seed)
+        replies = {record.id: texts[record.reply or ""] or "" for record in answered}
+        parts["spoken_questions"] = lambda: _spoken_questions(systems, answered, replies, root, samples, seed)
+        parts["written_answers"] = lambda: _written_answers(systems, answered, replies, root, seed)
+    instructed = [record for record in everything if record.instruction][:few]
+    if instructed:
+        parts["instructed_speech"] = lambda: _instructed_speech(systems, records, instructed, root, samples, seed)
     wanted = conversions(records, section, options.shots, few)
     if wanted:
         parts["conversion"] = lambda: speech_parts.conversion(systems, model, wanted, root, samples, seed)
@@ -182,12 +217,35 @@ def _model_parts(
 def _spoken_questions(
     systems: Systems,
     answered: Sequence[Record],
-    texts: Mapping[str, str | None],
+    replies: Mapping[str, str],
     root: str | os.PathLike[str],
     samples: speech_parts.Samples,
     seed: int,
 ) -> Part:
     assert systems.model is not None
-    questions = load_items(answered, root, systems.sample_rate)
-    replies = [texts[item.record.reply or ""] or "" for item in questions]
-    return speech_parts.spoken_questions(systems, systems.model, questions, replies, samples, seed)
+    items = load_items(answered, root, systems.sample_rate)
+    references = [replies[item.record.id] for item in items]
+    return question_parts.spoken_questions(systems, systems.model, items, references, samples, seed)
+
+
+def _written_answers(
+    systems: Systems, answered: Sequence[Record], replies: Mapping[str, str], root: str | os.PathLike[str], seed: int
+) -> Part:
+    assert systems.model is not None
+    items = load_items(answered, root, systems.sample_rate)
+    return question_parts.written_answers(systems.model, items, [replies[item.record.id] for item in items], seed)
+
+
+def _instructed_speech(
+    systems: Systems,
+    records: Sequence[Record],
+    instructed: Sequence[Record],
+    root: str | os.PathLike[str],
+    samples: speech_parts.Samples,
+    seed: int,
+) -> Part:
+    assert systems.model is not None
+    shown = load_items(instructed_speech.examples(records), root, systems.sample_rate)
+    levels = instructed_speech.Levels.learn(systems.judge, shown, systems.sample_rate)
+    items = load_items(instructed, root, systems.sample_rate)
+    return instructed_speech.instructed_speech(systems, systems.model, items, levels, samples, seed)

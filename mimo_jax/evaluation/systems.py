@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
 from mimo_jax.evaluation.judge import Judge
 
 Wave = np.ndarray  # mono float32 [samples] at 24 kHz
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +30,14 @@ class ConversionRequest:
     instruction: str
     shots: tuple[Shot, ...]
     query: Wave
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Reasoned(Generic[T]):
+    """An answer and what was thought before it; the answer is empty where the thought did not come to an end."""
+
+    answer: T
+    thought: str | None
 
 
 class Codec(Protocol):
@@ -64,6 +73,22 @@ class SpeechModel(Protocol):
 
     def answer_about_audio(self, waves: Sequence[Wave], questions: Sequence[str], *, seeds: Sequence[int]) -> list[str]:
         """Text answers to questions about recordings."""
+        ...
+
+    def answer_after_thinking(
+        self, waves: Sequence[Wave], questions: Sequence[str], *, seeds: Sequence[int]
+    ) -> list[Reasoned[str]]:
+        """Text answers to questions about recordings, each after a thought."""
+        ...
+
+    def answer_in_writing(self, waves: Sequence[Wave], *, seeds: Sequence[int]) -> list[str]:
+        """Text answers to spoken questions."""
+        ...
+
+    def speak_as_instructed(
+        self, texts: Sequence[str], instructions: Sequence[str], *, seeds: Sequence[int]
+    ) -> list[Reasoned[Wave]]:
+        """Speech of texts in described styles, each after a thought."""
         ...
 
     def answer_in_speech(self, waves: Sequence[Wave], *, seeds: Sequence[int]) -> list[Wave]:

@@ -48,8 +48,8 @@ def _difference(items: Sequence[Row], base: Sequence[Row]) -> dict[str, Any]:
     heard = [(a, b) for a, b in pairs if a["heard"] is not None and b["heard"] is not None]
     for name, errors in (("recogniser_wer", metrics.word_errors), ("recogniser_cer", metrics.character_errors)):
         counted = [(errors(a["reference"], a["heard"]), errors(b["reference"], b["heard"])) for a, b in heard]
-        counted = [(mine, theirs) for mine, theirs in counted if theirs[1]]
+        counted = [pair for pair in counted if pair[1][1]]
         if counted:
-            more = [mine[0] - theirs[0] for mine, theirs in counted]
-            estimates[f"{name}_reconstruction"] = metrics.ratio_estimate(more, [theirs[1] for _, theirs in counted])
+            mine, theirs = zip(*counted, strict=True)
+            estimates[f"{name}_reconstruction"] = metrics.paired_difference(mine, theirs)
     return {name: estimate.as_dict() for name, estimate in estimates.items()}

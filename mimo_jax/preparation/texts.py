@@ -41,7 +41,7 @@ def tokenizer_texts(records: Iterable[Record], texts: Iterable[TextRecord]) -> I
         if record.caption:
             yield from (prompts.CAPTION_LEAD, record.caption)
         for qa in record.qa:
-            thought = formats_chat.listening_thought(record, qa["question"], qa["answer"])
+            thought = formats_chat.thought_before_answer(record, qa["question"], qa["answer"], qa.get("thought", ""))
             yield from (qa["question"], qa["answer"], thought)
     for text in texts:
         yield from (t for t in (text.text, text.reply) if t)

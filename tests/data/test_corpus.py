@@ -129,6 +129,27 @@ def test_seed_changes_everything(corpus: Path) -> None:
     assert sum(a.record.text == b.record.text for a, b in zip(first, second, strict=True)) < len(first) / 4
 
 
+def test_shares_of_the_wide_part_can_be_others() -> None:
+    shares = {"styled": 0.3, "stories": 0.0, "dialogue": 0.4, "parallel": 0.0}
+    wide = [u.record for u in plan_corpus(CorpusConfig(core_utterances=20, wide_utterances=200, wide_shares=shares))[0]]
+    wide = [record for record in wide if record.subset == "wide" and record.split == "train"]
+    assert len(wide) == 200 and not any(record.document or record.parallel for record in wide)
+    assert sum(bool(record.reply) for record in wide) == 40 and sum(bool(record.instruction) for record in wide) == 60
+
+
+@pytest.mark.parametrize(
+    ("shares", "message"),
+    [
+        ({"songs": 0.1}, "no kind 'songs'; there are styled"),
+        ({"styled": -0.1}, "styled must lie in 0..1"),
+        ({"styled": 0.9}, "more than 1 together"),
+    ],
+)
+def test_shares_that_are_none(shares: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        CorpusConfig(wide_shares=shares)
+
+
 def test_written_audio_is_good_and_as_described(corpus: Path) -> None:
     records = manifest.read_manifest(corpus)
     assert len(records) == 96

@@ -161,6 +161,21 @@ def test_thinking_answers_reason_first():
     assert "a slow voice" in thought.split("</think>")[0].split("<think>")[1]
 
 
+def test_a_written_thought_takes_the_place_of_the_one_by_rule():
+    qa = [
+        {"question": "How fast?", "answer": "slow", "thought": "Few words a second.\n\n"},
+        {"question": "Who?", "answer": "a"},
+    ]
+    given = Material([Record("r", "x", "one two", caption="a slow voice", qa=qa)])
+    task = formats()["sft_understanding_thinking"]
+    written, by_rule = (task.build(i, codes, FormatOptions()) for i in task.plan(given, FormatOptions()))
+    assert labelled(written) == "Few words a second.\n</think>\nslow<|im_end|>\n"
+    assert "a slow voice" in labelled(by_rule)
+    plain = formats()["sft_understanding"]
+    asked = [spelled(plain.build(i, codes, FormatOptions())) for i in plain.plan(given, FormatOptions())]
+    assert not any("Few words" in a for a in asked)
+
+
 def test_dialogue_turns_all_carry_loss_and_voices_agree():
     segments = built("sft_spoken_dialogue_multiturn", FormatOptions(voice_prompt_share=1.0))["r0/turns"]
     assert labelled(segments) == "[STREAM]<|im_end|>\n" * 2

@@ -52,6 +52,8 @@ def test_default_split_is_stable_and_small() -> None:
         ({"audio": "a.wav", "sample_rate": True}, "`sample_rate`"),
         ({"audio": "a.wav", "qa": [{"question": "q"}]}, "`answer`"),
         ({"audio": "a.wav", "qa": [{"question": "q", "answer": "a", "choices": ["b"]}]}, "`choices`"),
+        ({"audio": "a.wav", "qa": [{"question": "q", "answer": "a", "thought": ["t"]}]}, "`thought`"),
+        ({"audio": "a.wav", "qa": [{"question": "q", "answer": "a", "thought": "so </think> a"}]}, "`thought`"),
         ({"audio": "a.wav", "document": {"id": "x"}}, "`document`"),
     ],
 )

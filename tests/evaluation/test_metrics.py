@@ -93,3 +93,21 @@ def test_shuffled_texts_never_stay_in_place(n, seed):
     texts = [str(i) for i in range(n)]
     shuffled = metrics.permutation_texts(texts, seed)
     assert sorted(shuffled) == sorted(texts) and all(a != b for a, b in zip(texts, shuffled, strict=True))
+
+
+def test_the_end_of_an_answer():
+    assert metrics.ends_with("Three plus four is seven.", "seven") and metrics.ends_with("the pink noise", "pink noise")
+    assert not metrics.ends_with("seven it is", "seven") and not metrics.ends_with("seventy seven", "y seven")
+    assert not metrics.ends_with("anything", "") and not metrics.ends_with("", "seven")
+
+
+def test_paired_difference_of_systems_that_err_on_the_same_items():
+    errors = [(i % 7, 10) for i in range(40)]
+    worse = [(e + 1, n) for e, n in errors]
+    difference = metrics.paired_difference(worse, errors)
+    assert [difference.value, difference.low, difference.high] == pytest.approx([0.1] * 3)
+    assert (
+        metrics.ratio_estimate(*zip(*worse, strict=True)).low < metrics.ratio_estimate(*zip(*errors, strict=True)).high
+    )
+    with pytest.raises(ValueError, match="must be the same"):
+        metrics.paired_difference(worse, errors[1:])

@@ -1,15 +1,17 @@
 """The suite with fake systems whose right figures are known."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 
+from mimo_jax.cli import UserError
 from mimo_jax.data.audio import write_wav
 from mimo_jax.data.manifest import Record
 from mimo_jax.evaluation.losses import held_out_losses
 from mimo_jax.evaluation.suite import HeldOutLosses, SuiteOptions, evaluate_chain
-from mimo_jax.evaluation.systems import Systems
+from mimo_jax.evaluation.systems import Reasoned, Systems
 
 RATE = 24_000
 OPTIONS = SuiteOptions(limit=6, other_limit=3, task_limit=4, samples=2, workers=1)
@@ -65,6 +67,15 @@ class FakeModel:
 
     def answer_about_audio(self, waves, questions, *, seeds):
         return ["Fast." for _ in waves]
+
+    def answer_after_thinking(self, waves, questions, *, seeds):
+        return [Reasoned("fast", "It is fast.") if _number(wave) % 2 else Reasoned("", "It is") for wave in waves]
+
+    def answer_in_writing(self, waves, *, seeds):
+        return [self.texts[_number(wave) + 1] for wave in waves]
+
+    def speak_as_instructed(self, texts, instructions, *, seeds):
+        return [Reasoned(_wave(0), "Loudly.") for _ in texts]
 
     def answer_in_speech(self, waves, *, seeds):
         return [_wave(_number(wave) + 1) for wave in waves]
@@ -164,6 +175,31 @@ def test_resume_gives_the_same_bytes_and_computes_only_what_is_missing(corpus, t
     assert systems.model.calls == calls
     evaluate_chain(systems, records, root, out, OPTIONS, identity={"lm": "another"})
     assert systems.model.calls > calls
+
+
+def test_a_run_measures_the_parts_it_names_and_keeps_those_that_are_there(corpus, tmp_path):
+    systems, records, root = corpus
+    out = tmp_path / "out"
+    evaluate_chain(systems, records, root, out, OPTIONS)
+    named = ("transcription", "audio_questions", "audio_questions_thinking", "written_answers", "instructed_speech")
+    records = [dataclasses.replace(r, instruction="loudly") if r.id == "v1" else r for r in records]
+    fresh = evaluate_chain(systems, records, root, tmp_path / "fresh", dataclasses.replace(OPTIONS, parts=named))
+    assert sorted(p.stem for p in (tmp_path / "fresh/parts/core/validation").iterdir()) == sorted(named)
+    assert "recogniser_wer_tts" not in fresh and fresh["audio_question_thinking_answered"] == 0.5
+    assert fresh["audio_question_thinking_accuracy"] == fresh["audio_question_accuracy"]
+    assert fresh["written_answer_accuracy"] == 1 and fresh["instructed_spoken"] == 1
+    calls, records = systems.model.calls, corpus[1]
+    more = evaluate_chain(systems, records, root, out, dataclasses.replace(OPTIONS, parts=named))
+    assert systems.model.calls == calls and more["written_answer_accuracy"] == 1
+    assert more["settings"] == json.loads((out / "parts/core/validation/speech.json").read_text())["settings"]
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"), [(("speech", "singing"), "no part 'singing'; there are original"), ((), "no part is named")]
+)
+def test_parts_that_there_are_not(parts, message):
+    with pytest.raises(UserError, match=message):
+        SuiteOptions(parts=parts)
 
 
 def test_without_held_out_texts(corpus, tmp_path):

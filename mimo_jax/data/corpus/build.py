@@ -13,7 +13,7 @@ import json
 import multiprocessing
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
@@ -48,12 +48,13 @@ def build_corpus(
     wide_test_voices: int = 200,
     texts: int = 6000,
     *,
+    wide_shares: Mapping[str, float] | None = None,
     workers: int | None = None,
     progress: bool = True,
 ) -> Path:
     """Builds the corpus, or finishes one that was interrupted; a complete one is left as it is.
 
-    The bytes of every file are a function of the arguments before ``workers`` (and of the synthesiser's version).
+    The bytes of every file are a function of the arguments but ``workers`` (and of the synthesiser's version).
 
     Args:
       out_dir: folder to write to.
@@ -61,6 +62,7 @@ def build_corpus(
       core_utterances, wide_utterances: training utterances of the two subsets; ``*_validation`` (unseen texts) and
         ``*_test_voices`` (unseen texts and voices) come on top.
       texts: text-only training records.
+      wide_shares: see `CorpusConfig`.
       workers: processes (default: one per core).
       progress: whether to show a progress bar.
 
@@ -80,6 +82,7 @@ def build_corpus(
         wide_validation=wide_validation,
         wide_test_voices=wide_test_voices,
         texts=texts,
+        wide_shares=wide_shares or {},
     )
     out = Path(out_dir)
     utterances, written = plan_corpus(config)

@@ -6,7 +6,7 @@ synthesis of one planned utterance needs nothing but its plan, so it can happen 
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -32,14 +32,21 @@ _REPEAT_SHARE = 0.1  # of core training utterances say a text that another one s
 _PHRASE_SHARE = 0.35
 _TALKERS = 3
 # Shares of the wide utterances; plain sentences fill the rest.
-_SHARES = {"styled": 0.26, "noisy": 0.18, "stories": 0.18, "dialogue": 0.18, "parallel": 0.14}
+WIDE_SHARES = {"styled": 0.26, "noisy": 0.18, "stories": 0.18, "dialogue": 0.18, "parallel": 0.14}
 _LONGEST_STORY = 6
 _NORMAL = {"rate": "normal", "pitch": "normal", "volume": "normal", "intonation": "normal"}
 
 
 @dataclass(frozen=True)
 class CorpusConfig:
-    """How much of what. Numbers are utterances; ``texts`` are text-only training records, with 5 % more to validate."""
+    """How much of what.
+
+    Numbers are utterances; ``texts`` are text-only training records, with 5 % more to validate. ``wide_shares`` takes
+    the place of `WIDE_SHARES` for the kinds of wide utterances that it names.
+
+    Raises:
+        ValueError: a negative number, a kind that there is not, or shares that are no shares.
+    """
 
     seed: int = 0
     core_utterances: int = 9000
@@ -49,11 +56,25 @@ class CorpusConfig:
     wide_validation: int = 240
     wide_test_voices: int = 200
     texts: int = 6000
+    wide_shares: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if value < 0:
+            if isinstance(value, int) and value < 0:
                 raise ValueError(f"{name} must not be negative, got {value}")
+        for kind, share in self.wide_shares.items():
+            if kind not in WIDE_SHARES:
+                raise ValueError(f"wide_shares: no kind {kind!r}; there are {', '.join(WIDE_SHARES)}")
+            if not 0 <= share <= 1:
+                raise ValueError(f"wide_shares: the share of {kind} must lie in 0..1, got {share:g}")
+        if sum(self.shares.values()) > 1:
+            given = ", ".join(f"{kind}={share:g}" for kind, share in self.shares.items())
+            raise ValueError(f"wide_shares: more than 1 together ({given}); lower some of them")
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Share of each kind of the wide utterances."""
+        return {**WIDE_SHARES, **self.wide_shares}
 
     def count(self, subset: str, split: str) -> int:
         """Number of utterances of a part of the corpus."""
@@ -92,7 +113,8 @@ def plan_corpus(config: CorpusConfig) -> tuple[list[Utterance], list[TextRecord]
     for i, split in enumerate(SPLITS):
         utterances += _plan_core(config.count("core", split), split, generator(config.seed, 1, i))
     for i, split in enumerate(SPLITS):
-        utterances += _WidePlan(split, config.seed, generator(config.seed, 2, i)).make(config.count("wide", split))
+        plan = _WidePlan(split, config.seed, generator(config.seed, 2, i))
+        utterances += plan.make(config.count("wide", split), config.shares)
     if config.texts:
         for i, (split, count) in enumerate((("train", config.texts), ("validation", max(20, config.texts // 20)))):
             written += _plan_texts(count, split, generator(config.seed, 3, i))
@@ -222,8 +244,8 @@ class _WidePlan:
     rng: np.random.Generator
     done: list[Utterance] = field(default_factory=list)
 
-    def make(self, count: int) -> list[Utterance]:
-        quota = {name: int(share * count) for name, share in _SHARES.items()}
+    def make(self, count: int, shares: Mapping[str, float]) -> list[Utterance]:
+        quota = {name: int(share * count) for name, share in shares.items()}
         for _ in range(quota["styled"]):
             self._styled()
         for _ in range(quota["noisy"] // 2):
