@@ -32,7 +32,7 @@ from mimo_jax.quickstart import Preset
 
 logger = logging.getLogger(__name__)
 # Rows of 6 s hold all of the wide utterances.
-_RECOGNISER = ("BUDGET_STEPS=1200", "MAX_SAMPLES=144000", "BATCH_ROWS=12", "MAX_TEXT=300")
+_RECOGNISER = ("BUDGET_STEPS=900", "MAX_SAMPLES=144000", "BATCH_ROWS=12", "MAX_TEXT=300")
 _FEW = ("BUDGET_TOKENS=2e4", "BATCH_ROWS=8", "loop.Intervals.checkpoint=4")
 PRESETS = {
     # Learns nothing: shows in some minutes that every stage runs, goes on after a kill, and fits together.
@@ -70,7 +70,7 @@ PRESETS = {
 }
 # The same data, for four times as many steps.
 PRESETS["long"] = dataclasses.replace(
-    PRESETS["small"], bindings={"recogniser": _RECOGNISER, "sft": ("BUDGET_TOKENS=14e6",)}
+    PRESETS["small"], bindings={"recogniser": _RECOGNISER, "sft": ("BUDGET_TOKENS=10e6",)}
 )
 SYSTEMS = {"base": "language_model_base", "sft": "language_model"}
 
