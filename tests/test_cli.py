@@ -96,7 +96,7 @@ def test_missing_file_is_named():
 
 def run_main(*arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, "-m", "mimo_jax.train", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120
+        [sys.executable, "-m", "mimo_jax.train", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=600
     )
 
 

@@ -208,9 +208,9 @@ def test_command_line_trains_the_text_tokenizer_alone(corpus):
     command = [sys.executable, "-m", "mimo_jax.prepare", f"--source={corpus}", f"--out={corpus / 'cli'}"]
     options = ["--only=text_tokenizer", "--gin.prepare.vocab_size=310"]
     start = time.monotonic()
-    done = subprocess.run([*command, *options], cwd=root, env=os.environ, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([*command, *options], cwd=root, env=os.environ, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     assert TextTokenizer.load(corpus / "cli" / "text_tokenizer").vocab_size <= 310
     assert not (corpus / "cli" / "codes").exists() and time.monotonic() - start < 60
-    wrong = subprocess.run([*command, "--gin.prepare.vocab=3"], cwd=root, capture_output=True, text=True, timeout=120)
+    wrong = subprocess.run([*command, "--gin.prepare.vocab=3"], cwd=root, capture_output=True, text=True, timeout=600)
     assert wrong.returncode != 0 and "vocab" in wrong.stderr

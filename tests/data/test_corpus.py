@@ -255,7 +255,7 @@ def test_captions_name_what_is_heard() -> None:
 def test_main_explains_itself_and_reports_mistakes(tmp_path: Path) -> None:
     def run(*arguments: str) -> subprocess.CompletedProcess:
         command = [sys.executable, "-m", "mimo_jax.corpus", *arguments]
-        return subprocess.run(command, capture_output=True, text=True, timeout=60)
+        return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
     shown = run("--help")
     assert "--core_utterances" in shown.stdout and "python -m mimo_jax.corpus --out=DIR" in shown.stdout

@@ -40,7 +40,7 @@ def in_two_processes(program, *arguments):
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     processes = [start(program, address, index, *arguments, devices=4) for index in range(2)]
-    outputs = [process.communicate(timeout=300) for process in processes]
+    outputs = [process.communicate(timeout=1200) for process in processes]
     for process, (_, errors) in zip(processes, outputs, strict=True):
         assert process.returncode == 0, errors[-3000:]
     return [out for out, _ in outputs]

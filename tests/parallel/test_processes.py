@@ -41,7 +41,7 @@ def test_two_processes_on_other_meshes(axes):
 
 def warnings(axes):
     process = start(PROCESS, "", 0, axes, 1, devices=8, TF_CPP_MIN_LOG_LEVEL="0", JAX_ENABLE_COMPILATION_CACHE="false")
-    out, errors = process.communicate(timeout=300)
+    out, errors = process.communicate(timeout=1200)
     assert process.returncode == 0 and "LOSSES" in out, errors[-3000:]
     return [line for line in errors.splitlines() if "rematerialization" in line]
 

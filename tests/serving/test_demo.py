@@ -325,7 +325,7 @@ def test_the_command_explains_mistakes(tmp_path):
         (["here"], "unexpected argument 'here'"),
     ):
         command = [sys.executable, "-m", "mimo_jax.demo", *flags]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
         assert done.returncode == 2 and message in done.stderr
 
 

@@ -187,7 +187,7 @@ except UserError as error:
 
 def test_failed_write_stops_with_a_message_and_keeps_the_checkpoint_before(tmp_path):
     done = subprocess.run(
-        [sys.executable, "-c", FULL_DISK, str(tmp_path)], capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", FULL_DISK, str(tmp_path)], capture_output=True, text=True, timeout=600, check=False
     )
     assert done.returncode == 2, done.stderr
     assert "checkpoint of step 2 could not be written" in done.stdout

@@ -83,14 +83,14 @@ def test_stages_are_trained_stopped_and_passed_over(tmp_path, capsys):
     while first.poll() is None and len(read_metrics(out / "two")) < 3:
         time.sleep(0.05)
     first.send_signal(signal.SIGTERM)
-    said, _ = first.communicate(timeout=120)
+    said, _ = first.communicate(timeout=600)
     assert first.returncode == EXIT_PREEMPTED, said
     assert load_meta(out / "one").finished and not load_meta(out / "two").finished
     assert f"parameters of {out / 'one'}" in said
     assert list((out / "one").glob("plugins/profile/*/*.xplane.pb"))
 
     again = command(*arguments)
-    said, _ = again.communicate(timeout=120)
+    said, _ = again.communicate(timeout=600)
     assert again.returncode == 0, said
     assert "one: finished at step 4" in said and "resumed at step" in said
     assert load_meta(out / "two").step == 30
