@@ -98,16 +98,14 @@ def _answers(
     from mimo_jax.inference.requests import RequestError
 
     errors: dict[str, str] = {}
-    while items:
-        try:
-            found = answer(model, options, items)
-        except RequestError as error:
-            place = error.number or 0
-            errors[items[place].id] = error.reason
-            items = items[:place] + items[place + 1 :]
-        else:
-            return {item.id: (item, one) for item, one in zip(items, found, strict=True)}, errors
-    return {}, errors
+    try:
+        found = answer(model, options, items) if items else []
+    except RequestError as error:
+        reasons = error.reasons or dict.fromkeys(range(len(items)), str(error))
+        errors = {items[place].id: reason for place, reason in reasons.items()}
+        items = [item for item in items if item.id not in errors]
+        found = answer(model, options, items) if items else []
+    return {item.id: (item, one) for item, one in zip(items, found, strict=True)}, errors
 
 
 class Results:

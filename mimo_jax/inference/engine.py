@@ -85,12 +85,15 @@ class Engine:
         return Batcher(self._programs, self._params, Limits(**{**vars(self.limits), **limits}))
 
     def generate(self, requests: Sequence[Request]) -> list[Result]:
-        """Answers to `requests`, in their order. Raises RequestError for one that cannot run."""
+        """Answers to `requests`, in their order. Raises RequestError, naming every one that cannot run."""
+        reasons = {}
         for number, request in enumerate(requests):
             try:
                 self.check(request)
             except RequestError as error:
-                raise RequestError(error.reason, number) from None
+                reasons[number] = str(error)
+        if reasons:
+            raise RequestError(reasons)
         batcher = self.batcher()
         updates: dict[int, list[Update]] = {batcher.submit(request): [] for request in requests}
         while batcher.busy:

@@ -16,16 +16,17 @@ StopReason = Literal["stop", "length"]
 
 
 class RequestError(ValueError):
-    """A request that cannot run.
+    """A request that cannot run, or several of those given together.
 
     Attributes:
-      reason: why.
-      number: its place among those given together; None if it came alone.
+      reasons: why, by a request's place among those given together. None if it came alone: the message says why.
     """
 
-    def __init__(self, reason: str, number: int | None = None) -> None:
-        super().__init__(reason if number is None else f"request {number}: {reason}")
-        self.reason, self.number = reason, number
+    def __init__(self, reason: str | dict[int, str]) -> None:
+        self.reasons = None if isinstance(reason, str) else reason
+        super().__init__(
+            reason if isinstance(reason, str) else "; ".join(f"request {n}: {why}" for n, why in reason.items())
+        )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -170,7 +170,7 @@ class MimoAudio:
         """Answers to jobs, in their order; options as of the class.
 
         Raises:
-          RequestError: a job that cannot run, such as a prompt that is too long (`number`: which).
+          RequestError: jobs that cannot run, such as prompts that are too long (`reasons`: which and why).
         """
         requests = [self.request(job, max_new, min_new, text_sampling, audio_sampling) for job in jobs]
         answers = [self._answer(job, r) for job, r in zip(jobs, self.engine.generate(requests), strict=True)]
