@@ -116,7 +116,7 @@ class Ours:
 
     def first(self, text: np.ndarray, audio: np.ndarray, sampling: Sampling) -> None:
         """Until the first patch of an answer is on the host."""
-        for update in self.engine.stream(self.requests(text, audio, sampling)[0], positions=1):
+        for update in self.engine.stream(self.requests(text, audio, sampling)[0], positions=1, first_patches=0):
             if len(update.codes):
                 return
 
