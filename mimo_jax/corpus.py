@@ -32,6 +32,11 @@ _SHARES = flags.DEFINE_list(
     f"Other shares of the wide training utterances, KIND=SHARE,...; without it they are "
     f"{','.join(f'{kind}={share:g}' for kind, share in WIDE_SHARES.items())}, and plain sentences are the rest.",
 )
+_INSTRUCTIONS = flags.DEFINE_float(
+    "instructions",
+    _D.instructions,
+    "Share of the utterances of 2 to 8 words that get a written instruction about their words (`qa`).",
+)
 _WORKERS = flags.DEFINE_integer("workers", None, "Processes; one per core if not given.", lower_bound=1)
 
 
@@ -67,6 +72,7 @@ def main(argv: list[str]) -> None:
             wide_test_voices=_WIDE_TEST.value,
             texts=_TEXTS.value,
             wide_shares=_shares(_SHARES.value),
+            instructions=_INSTRUCTIONS.value,
             workers=_WORKERS.value,
         )
     except (CorpusError, EspeakError, ValueError) as error:

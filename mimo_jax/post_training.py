@@ -9,7 +9,7 @@ that is done is not run again. `launch/post_training.sh` makes the environment a
   prepare        to codes and ids by the quickstart's audio and text tokenizers, once its held-out items are found apart
   recogniser     the independent judge, of this corpus's words
   sft            instruction tuning of the quickstart's base
-  evaluate_base  the base on held-out questions, dialogues and instructions
+  evaluate_base  the base on held-out questions, dialogues and instructions, written and spoken
   evaluate_sft   the tuned model on the same items
   compare        comparison.md and comparison.json: figures with intervals, paired differences, thinking
 """
@@ -45,6 +45,7 @@ PRESETS = {
             "wide_validation": 80,
             "wide_test_voices": 0,
             "texts": 60,
+            "instructions": 1,
         },
         bindings={
             "recogniser": ("BUDGET_STEPS=12", "loop.Intervals.checkpoint=4"),
@@ -57,20 +58,21 @@ PRESETS = {
         corpus={
             "core_utterances": 2000,
             "wide_utterances": 10000,
-            "core_validation": 64,
+            "core_validation": 320,  # those of 2 to 8 words are more than 256
             "core_test_voices": 0,
             "wide_validation": 800,
             "wide_test_voices": 400,
             "texts": 20000,
             # Of what instruction tuning needs most: questions with replies, and styles.
             "wide_shares": "styled=0.3,noisy=0.1,stories=0,dialogue=0.4,parallel=0",
+            "instructions": 1,  # each utterance of a suitable length has one about its words
         },
         bindings={"recogniser": _RECOGNISER},
     ),
 }
 # The same data, for four times as many steps.
 PRESETS["long"] = dataclasses.replace(
-    PRESETS["small"], bindings={"recogniser": _RECOGNISER, "sft": ("BUDGET_TOKENS=10e6",)}
+    PRESETS["small"], bindings={"recogniser": _RECOGNISER, "sft": ("BUDGET_TOKENS=11.6e6",)}
 )
 SYSTEMS = {"base": "language_model_base", "sft": "language_model"}
 

@@ -10,6 +10,7 @@ import pytest
 
 from mimo_jax import cli, post_training
 from mimo_jax.data.all_formats import formats
+from mimo_jax.data.corpus.instructions import kind_of
 from mimo_jax.data.corpus.plan import CorpusConfig, plan_corpus
 from mimo_jax.data.manifest import MANIFEST_NAME, TEXTS_NAME, Record, TextRecord, write_manifest, write_texts
 
@@ -53,6 +54,17 @@ def test_base_and_tokenizers_are_the_quickstarts_and_each_stage_reads_what_an_ea
     assert {d.split("=")[0] for d in differ} <= {"--gin.OUT", "--gin.LANGUAGE_MODEL", "--gin.IDENTITY"}
     assert found["compare"][2:4] == [f"base={out}/evaluation/base", f"sft={out}/evaluation/sft"]
     assert json.loads((out / "held_out.json").read_text())["held_out_voices"] == 1
+
+
+@pytest.mark.parametrize("preset", sorted(post_training.PRESETS))
+def test_every_measured_section_has_written_instructions(folders, preset):
+    (*_, share) = [f for f in commands(*folders, preset)["corpus"] if f.startswith("--instructions=")]
+    assert float(share.partition("=")[2]) == 1
+    sizes = {k: v for k, v in post_training.PRESETS[preset].corpus.items() if k != "wide_shares"}
+    utterances, _ = plan_corpus(CorpusConfig(seed=1, **{**sizes, "texts": 0, "wide_utterances": 0}))
+    sections = [(u.record.subset, u.record.split) for u in utterances if u.record.split != "train"]
+    told = [(u.record.subset, u.record.split) for u in utterances if any(map(kind_of, u.record.qa))]
+    assert all(told.count(section) > 3 for section in set(sections))
 
 
 def test_a_model_that_was_trained_again_is_measured_again(folders):
@@ -122,6 +134,7 @@ def test_stages_find_their_parameters(parsed, preset):
     from mimo_jax.evaluation.suite import SuiteOptions
 
     options = gin.get_configurable(SuiteOptions)()
-    assert options.measures("audio_questions_thinking") and not options.measures("conversion")
+    assert options.measures("audio_questions_thinking") and options.measures("written_instructions")
+    assert not options.measures("conversion")
     assert set(gin.query_parameter("%IDENTITY")) == {"language_model", "tokenizer", "recogniser"}
     parsed(preset, "recogniser")

@@ -49,7 +49,9 @@ class Record:
       attributes: known facts (accent, gender, rate, pitch, volume, noise, snr_db, ...).
       instruction: how it should be said, for text to speech by instruction.
       qa: questions about the sound: {"question", "answer"} and, where it is multiple choice, "choices"; "thought" is
-        what is reasoned before the answer, where somebody wrote that down.
+        what is reasoned before the answer, where somebody wrote that down; "kind" says of what kind a question is.
+        "instruction/first_word" and the like (`corpus.instructions.KINDS`) are instructions about the words, whose
+        answer is right only letter by letter.
       parallel: key shared by utterances of one text that differ in voice, rate or style.
       clean: id of the clean recording of a noisy one.
       document: {"id": str, "index": int}: place in a document of consecutive utterances.
@@ -345,6 +347,8 @@ def _check_record(fields: dict[str, Any]) -> None:
             raise ManifestError(f'each of `qa` must be {{"question": ..., "answer": ...}}, found {item!r}')
         if not isinstance(item.get("answer"), str) or item["answer"] not in item.get("choices", [item["answer"]]):
             raise ManifestError(f"`answer` of a question must be a string and one of its `choices`, found {item!r}")
+        if not isinstance(item.get("kind", ""), str):
+            raise ManifestError(f"`kind` of a question must be a string, found {item!r}")
         if not isinstance(item.get("thought", ""), str) or "</think>" in item.get("thought", ""):
             raise ManifestError(f"`thought` of a question must be a string without </think>, found {item!r}")
     for word in fields.get("words", []):

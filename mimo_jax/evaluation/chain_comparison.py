@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from mimo_jax.cli import UserError
+from mimo_jax.data.corpus.instructions import KINDS
 from mimo_jax.evaluation import metrics
 from mimo_jax.evaluation.suite import FURTHER_PARTS, METRICS_FILE, PARTS
 from mimo_jax.objectives.transcripts import normalise_text
 
 Row = Mapping[str, Any]
 Score = tuple[float, float]  # numerator and denominator of one item; a denominator of 0: the item does not count
-PLAIN, THINKING = "audio_questions", "audio_questions_thinking"
+PLAIN, THINKING, WRITTEN = "audio_questions", "audio_questions_thinking", "written_instructions"
 
 
 def _errors(field: str) -> Callable[[Row], Score]:
@@ -28,6 +29,10 @@ def _errors(field: str) -> Callable[[Row], Score]:
 
 def _same(field: str) -> Callable[[Row], Score]:
     return lambda item: (float(normalise_text(item["reference"]) == normalise_text(item[field])), 1.0)
+
+
+def _identical(item: Row) -> Score:
+    return float(metrics.identical(item["reference"], item["answer"])), 1.0
 
 
 def _right(field: str) -> Callable[[Row], Score]:
@@ -57,6 +62,11 @@ SCORES: dict[str, dict[str, Callable[[Row], Score]]] = {
         "spoken_question_wer": _errors("heard"),
     },
     "written_answers": {"written_answer_accuracy": _same("answer"), "written_answer_right": _right("answer")},
+    WRITTEN: {
+        "written_instruction_accuracy": _identical,
+        "written_instruction_followed": lambda item: (float(item["followed"]), 1.0),
+        "written_instruction_heard_wer": lambda item: metrics.word_errors(item["text"], item["heard"]),
+    },
     "instructed_speech": {
         "recogniser_wer_instructed": _errors("heard"),
         "instruction_followed": _followed,
@@ -76,7 +86,8 @@ def compare(folders: Mapping[str, str | os.PathLike[str]]) -> dict[str, Any]:
         ``rows``: of each section and figure that all systems have, ``values`` and ``differences`` to the first system
         (none for figures that are not made of items) by system, as estimates with 95 % intervals over ``n`` items.
         ``thinking``: of each section and system, questions about recordings answered ``with`` and ``without`` a thought
-        and the ``difference``. ``systems``: the folders, in order.
+        and the ``difference``. ``kinds``: of each section and kind of written instruction the accuracy, with ``values``
+        and ``differences`` as in ``rows``. ``systems``: the folders, in order.
 
     Raises:
         UserError: fewer than two systems, a folder without results, or results on other items or settings.
@@ -91,7 +102,11 @@ def compare(folders: Mapping[str, str | os.PathLike[str]]) -> dict[str, Any]:
         raise UserError(f"{', '.join(map(str, folders.values()))}: no part was measured in all of them")
     rows = [row for key in common for row in _rows(key, {name: parts[name][key] for name in names})]
     thinking = [row for name in names for row in _thinking(name, parts[name])]
-    return {"systems": {name: str(folder) for name, folder in folders.items()}, "rows": rows, "thinking": thinking}
+    kinds = [
+        row for key in common if key[1] == WRITTEN for row in _kinds(key[0], {name: parts[name][key] for name in names})
+    ]
+    systems = {name: str(folder) for name, folder in folders.items()}
+    return {"systems": systems, "rows": rows, "kinds": kinds, "thinking": thinking}
 
 
 def _check_settings(folders: Mapping[str, str | os.PathLike[str]]) -> None:
@@ -161,6 +176,17 @@ def _estimates(names: Sequence[str], scores: Sequence[Sequence[Score]]) -> dict[
     return {"n": len(scores[0]), "values": values, "differences": differences}
 
 
+def _kinds(section: str, results: Mapping[str, Row]) -> list[dict[str, Any]]:
+    """Accuracy of written instructions, kind by kind."""
+    rows = []
+    for kind in KINDS:
+        mine = [[item for item in result["items"] if item["kind"] == kind] for result in results.values()]
+        scores = _paired(mine, [_identical] * len(mine))
+        if scores:
+            rows.append({"section": section, "kind": kind} | _estimates(list(results), scores))
+    return rows
+
+
 def _thinking(name: str, parts: Mapping[tuple[str, str], Row]) -> list[dict[str, Any]]:
     """The same questions without and with a thought, section by section."""
     rows = []
@@ -185,18 +211,17 @@ def _thinking(name: str, parts: Mapping[tuple[str, str], Row]) -> list[dict[str,
 
 
 def markdown(comparison: Mapping[str, Any]) -> str:
-    """The comparison as Markdown: a table for each section, and one of thinking; 95 % intervals in brackets."""
+    """The comparison as Markdown: a table for each section, one of written instructions by kind, and one of thinking.
+
+    95 % intervals are in brackets.
+    """
     names = list(comparison["systems"])
     lines = []
     for section in dict.fromkeys(row["section"] for row in comparison["rows"]):
-        lines += [f"## {section}", "", _line("figure", "n", *names, *(f"{name} - {names[0]}" for name in names[1:]))]
-        lines.append(_line(*["---"] * (1 + 2 * len(names))))
-        for row in comparison["rows"]:
-            if row["section"] == section:
-                values = [_spelled(row["values"][name]) for name in names]
-                differences = [_spelled(row["differences"].get(name), "+.3f") for name in names[1:]]
-                lines.append(_line(row["figure"], row["n"], *values, *differences))
-        lines.append("")
+        mine = [row for row in comparison["rows"] if row["section"] == section]
+        lines += [f"## {section}", "", *_table(names, ("figure",), mine)]
+    if comparison["kinds"]:
+        lines += ["## Written instructions by kind", "", *_table(names, ("section", "kind"), comparison["kinds"])]
     if comparison["thinking"]:
         lines += ["## Thinking: the same questions about recordings", ""]
         lines += [_line("section", "system", "n", "without", "with", "with - without"), _line(*["---"] * 6)]
@@ -205,6 +230,17 @@ def markdown(comparison: Mapping[str, Any]) -> str:
             lines.append(_line(row["section"], row["system"], row["n"], *figures))
         lines.append("")
     return "\n".join(lines)
+
+
+def _table(names: Sequence[str], labels: Sequence[str], rows: Sequence[Row]) -> list[str]:
+    """Rows with values of all systems and differences to the first, labelled by some of their fields."""
+    lines = [_line(*labels, "n", *names, *(f"{name} - {names[0]}" for name in names[1:]))]
+    lines.append(_line(*["---"] * (len(labels) + 2 * len(names))))
+    for row in rows:
+        values = [_spelled(row["values"][name]) for name in names]
+        differences = [_spelled(row["differences"].get(name), "+.3f") for name in names[1:]]
+        lines.append(_line(*(row[label] for label in labels), row["n"], *values, *differences))
+    return [*lines, ""]
 
 
 def _line(*cells: object) -> str:

@@ -99,6 +99,11 @@ def exact_match(references: Sequence[str], hypotheses: Sequence[str]) -> Estimat
     return mean_estimate([normalise_text(r) == normalise_text(h) for r, h in zip(references, hypotheses, strict=True)])
 
 
+def identical(reference: str, answer: str) -> bool:
+    """Whether an answer is the reference letter by letter, case and punctuation too; space around it does not count."""
+    return answer.strip() == reference.strip()
+
+
 def ends_with(answer: str, words: str) -> bool:
     """Whether the last words of an answer are these, after `normalise_text`: what a full sentence leads up to."""
     said, wanted = normalise_text(answer).split(), normalise_text(words).split()

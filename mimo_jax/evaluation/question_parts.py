@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mimo_jax.data.corpus.instructions import kind_of
 from mimo_jax.evaluation import metrics
 from mimo_jax.evaluation.parts import Part, figures_of, nothing, rows_of
 from mimo_jax.evaluation.selection import Item
@@ -29,8 +30,11 @@ class Asked:
 
     @classmethod
     def of(cls, items: Sequence[Item], limit: int) -> Asked:
-        """The first ``limit`` questions of the items; ``wordings`` are without the choices."""
-        found = [(item, qa) for item in items for qa in item.record.qa][:limit]
+        """The first ``limit`` questions of the items; ``wordings`` are without the choices.
+
+        Instructions about the words are no questions about the sound, and left to `written_instructions`.
+        """
+        found = [(item, qa) for item in items for qa in item.record.qa if kind_of(qa) is None][:limit]
         return cls(
             ids=[f"{item.record.id}/{qa['question']}" for item, qa in found],
             waves=[item.wave for item, _ in found],

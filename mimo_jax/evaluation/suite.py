@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from mimo_jax.cli import UserError
+from mimo_jax.data.corpus.instructions import kind_of
 from mimo_jax.data.manifest import Record
 from mimo_jax.evaluation import instructed_speech, question_parts, speech_parts
 from mimo_jax.evaluation.losses import Batch, PackedRows, held_out_losses
 from mimo_jax.evaluation.parts import Part, PartStore, write_json
 from mimo_jax.evaluation.selection import SECTIONS, Item, Section, conversions, digest, load_items, select
 from mimo_jax.evaluation.systems import Systems
+from mimo_jax.evaluation.written_instructions import written_instructions
 
 METRICS_FILE = "metrics.json"
 # Measured unless a run chooses, in this order; and what is measured on request.
@@ -23,7 +25,7 @@ PARTS = (
     *("original", "reconstruction", "transcription", "speech", "continuation"),
     *("audio_questions", "spoken_questions", "conversion"),
 )
-FURTHER_PARTS = ("audio_questions_thinking", "written_answers", "instructed_speech")
+FURTHER_PARTS = ("audio_questions_thinking", "written_answers", "written_instructions", "instructed_speech")
 # What decides no figure: a resume on another machine, or one that measures more, keeps the parts that are there.
 _INDIFFERENT = ("workers", "parts")
 logger = logging.getLogger(__name__)
@@ -191,13 +193,18 @@ def _model_parts(
         "continuation": lambda: speech_parts.continuation(systems, model, items[: options.samples], samples, seed),
     }
     everything = select(records, section, len(records))
-    asked = [record for record in everything if record.qa][:few]
+    asked = [record for record in everything if any(kind_of(qa) is None for qa in record.qa)][:few]
     if asked:
         parts["audio_questions"] = lambda: question_parts.audio_questions(
             model, load_items(asked, root, systems.sample_rate), few, seed
         )
         parts["audio_questions_thinking"] = lambda: question_parts.audio_questions_thinking(
             model, load_items(asked, root, systems.sample_rate), few, seed
+        )
+    told = [record for record in everything if any(kind_of(qa) for qa in record.qa)][:few]
+    if told:
+        parts["written_instructions"] = lambda: written_instructions(
+            model, load_items(told, root, systems.sample_rate), few, seed
         )
     texts = {record.id: record.text for record in records}
     answered = [record for record in everything if record.reply and texts.get(record.reply)][:few]

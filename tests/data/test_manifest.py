@@ -54,6 +54,7 @@ def test_default_split_is_stable_and_small() -> None:
         ({"audio": "a.wav", "qa": [{"question": "q", "answer": "a", "choices": ["b"]}]}, "`choices`"),
         ({"audio": "a.wav", "qa": [{"question": "q", "answer": "a", "thought": ["t"]}]}, "`thought`"),
         ({"audio": "a.wav", "qa": [{"question": "q", "answer": "a", "thought": "so </think> a"}]}, "`thought`"),
+        ({"audio": "a.wav", "qa": [{"question": "q", "answer": "a", "kind": 1}]}, "`kind`"),
         ({"audio": "a.wav", "document": {"id": "x"}}, "`document`"),
     ],
 )
@@ -96,7 +97,7 @@ RECORDS = st.builds(
     split=st.sampled_from(manifest.SPLITS),
     subset=st.sampled_from(manifest.SUBSETS),
     attributes=st.dictionaries(st.sampled_from(["gender", "rate"]), TEXT),
-    qa=st.lists(st.fixed_dictionaries({"question": TEXT, "answer": TEXT}), max_size=2),
+    qa=st.lists(st.fixed_dictionaries({"question": TEXT, "answer": TEXT}, optional={"kind": TEXT}), max_size=2),
     document=st.none() | st.fixed_dictionaries({"id": TEXT, "index": st.integers(0, 9)}),
     start=st.none() | st.floats(0, 10),
     duration=st.none() | st.floats(0, 10),

@@ -1,6 +1,7 @@
 """Comparisons of measured chains whose items, and so whose differences, are known."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -76,6 +77,48 @@ def test_thinking_is_compared_on_the_same_questions_within_each_system(folders):
     assert (base["system"], base["difference"]["value"]) == ("base", -0.5)
     assert (tuned["system"], tuned["difference"]["value"]) == ("tuned", 0.25)
     assert tuned["with"]["value"] == 1 and tuned["without"]["value"] == 0.75
+
+
+def add_instructions(folder, right):
+    """Written instructions of two kinds in turn; an answer that is not right lacks its capitals."""
+    items = [
+        {
+            "id": f"w{i}",
+            "kind": ("capitals", "over")[i % 2],
+            "text": "one two",
+            "reference": "ONE TWO" if i % 2 == 0 else "one two over",
+            "answer": ("ONE TWO" if i % 2 == 0 else "one two over ") if right(i) else "one two",
+            "heard": "one two" if right(i) else "one",
+            "followed": right(i),
+        }
+        for i in range(COUNT)
+    ]
+    figure = metrics.mean_estimate([right(i) for i in range(COUNT)])
+    names = ("accuracy", "accuracy_other_kinds", "followed", "heard_wer")
+    figures = figures_of(**{f"written_instruction_{name}": figure for name in names})
+    result = {"figures": figures, "items": items}
+    write_json(folder / "parts" / SECTION / "written_instructions.json", {"settings": SETTINGS, "result": result})
+
+
+def test_written_instructions_are_compared_letter_by_letter_and_kind_by_kind(folders):
+    assert chain_comparison.compare(folders)["kinds"] == []
+    add_instructions(Path(folders["base"]), lambda i: False)
+    add_instructions(Path(folders["tuned"]), lambda i: i % 2 == 0 or i < 20)
+    found = chain_comparison.compare(folders)
+    rows = {row["figure"]: row for row in found["rows"] if row["part"] == "written_instructions"}
+    for figure in ("accuracy", "followed"):
+        row = rows[f"written_instruction_{figure}"]
+        assert row["values"]["base"]["value"] == 0 and row["differences"]["tuned"]["value"] == 0.75
+    assert rows["written_instruction_heard_wer"]["differences"]["tuned"]["value"] == 0.5 * -0.75
+    assert rows["written_instruction_accuracy_other_kinds"]["differences"] == {}
+    kinds = {row["kind"]: row for row in found["kinds"]}
+    assert list(kinds) == ["capitals", "over"] and kinds["over"]["n"] == COUNT // 2
+    assert kinds["capitals"]["values"]["tuned"]["value"] == 1
+    assert kinds["over"]["differences"]["tuned"]["value"] == 0.5
+    table = chain_comparison.markdown(found)
+    assert "## Written instructions by kind" in table
+    assert "| section | kind | n | base | tuned | tuned - base |" in table
+    assert "| wide/validation | over | 20 | 0.000 [0.000, 0.000] | 0.500 [" in table
 
 
 def test_command_writes_table_and_numbers(folders, tmp_path, capsys):

@@ -194,6 +194,31 @@ def test_a_run_measures_the_parts_it_names_and_keeps_those_that_are_there(corpus
     assert more["settings"] == json.loads((out / "parts/core/validation/speech.json").read_text())["settings"]
 
 
+def test_written_instructions_are_a_part_of_their_own_and_leave_the_questions_as_they_are(corpus, tmp_path):
+    systems, records, root = corpus
+    named = dataclasses.replace(OPTIONS, parts=("audio_questions", "written_instructions"))
+    before = evaluate_chain(systems, records, root, tmp_path / "before", named)
+    assert "written_instruction_accuracy" not in before
+
+    def told(record):
+        entry = {"question": "write only the last word", "answer": record.text.split()[-1]}
+        return dataclasses.replace(record, qa=[*record.qa, entry | {"kind": "instruction/last_word"}])
+
+    # Those that had no question get an instruction too: it must not make them askable about their sound.
+    new = [told(r) for r in records]
+    result = evaluate_chain(systems, new, root, tmp_path / "after", named)
+    assert result["audio_question_accuracy"] == before["audio_question_accuracy"]
+    items = [
+        json.loads((tmp_path / name / "parts/core/validation/audio_questions.json").read_text())["result"]["items"]
+        for name in ("before", "after")
+    ]
+    assert items[0] == items[1]
+    assert result["written_instruction_accuracy"] == 0  # "Fast." is none of the last words
+    assert result["written_instruction_heard_wer"] == pytest.approx(1 / 3)
+    assert set(result["sections"]["wide/validation"]) >= {"written_instruction_accuracy"}
+    assert "audio_question_accuracy" not in result["sections"]["wide/validation"]
+
+
 @pytest.mark.parametrize(
     ("parts", "message"), [(("speech", "singing"), "no part 'singing'; there are original"), ((), "no part is named")]
 )

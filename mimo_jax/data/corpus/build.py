@@ -49,6 +49,7 @@ def build_corpus(
     texts: int = 6000,
     *,
     wide_shares: Mapping[str, float] | None = None,
+    instructions: float = 0.0,
     workers: int | None = None,
     progress: bool = True,
 ) -> Path:
@@ -62,7 +63,7 @@ def build_corpus(
       core_utterances, wide_utterances: training utterances of the two subsets; ``*_validation`` (unseen texts) and
         ``*_test_voices`` (unseen texts and voices) come on top.
       texts: text-only training records.
-      wide_shares: see `CorpusConfig`.
+      wide_shares, instructions: see `CorpusConfig`.
       workers: processes (default: one per core).
       progress: whether to show a progress bar.
 
@@ -83,6 +84,7 @@ def build_corpus(
         wide_test_voices=wide_test_voices,
         texts=texts,
         wide_shares=wide_shares or {},
+        instructions=instructions,
     )
     out = Path(out_dir)
     utterances, written = plan_corpus(config)
@@ -227,8 +229,11 @@ def _summary(
         group = groups.setdefault(f"{record.subset}-{record.split}", {"utterances": 0, "hours": 0.0})
         group["utterances"] += 1
         group["hours"] += (record.duration or 0.0) / 3600
+    settings = dataclasses.asdict(config)
+    if not config.instructions:  # a corpus without is, byte for byte, what it was before there were any
+        del settings["instructions"]
     return {
-        "config": dataclasses.asdict(config),
+        "config": settings,
         "fingerprint": fingerprint,
         "hours": round(float(durations.sum()) / 3600, 3),
         "groups": {name: {k: round(v, 3) for k, v in group.items()} for name, group in groups.items()},

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from mimo_jax.data.corpus import describe, questions, texts
+from mimo_jax.data.corpus import describe, instructions, questions, texts
 from mimo_jax.data.corpus.voices import (
     INTONATIONS,
     NOISES,
@@ -42,7 +42,9 @@ class CorpusConfig:
     """How much of what.
 
     Numbers are utterances; ``texts`` are text-only training records, with 5 % more to validate. ``wide_shares`` takes
-    the place of `WIDE_SHARES` for the kinds of wide utterances that it names.
+    the place of `WIDE_SHARES` for the kinds of wide utterances that it names. ``instructions`` is the share of all
+    utterances of a suitable length that get one instruction about their words (`instructions.instruction`); all else
+    in the corpus is the same whatever it is.
 
     Raises:
         ValueError: a negative number, a kind that there is not, or shares that are no shares.
@@ -57,11 +59,14 @@ class CorpusConfig:
     wide_test_voices: int = 200
     texts: int = 6000
     wide_shares: Mapping[str, float] = field(default_factory=dict)
+    instructions: float = 0.0
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             if isinstance(value, int) and value < 0:
                 raise ValueError(f"{name} must not be negative, got {value}")
+        if not 0 <= self.instructions <= 1:
+            raise ValueError(f"instructions: the share must lie in 0..1, got {self.instructions:g}")
         for kind, share in self.wide_shares.items():
             if kind not in WIDE_SHARES:
                 raise ValueError(f"wide_shares: no kind {kind!r}; there are {', '.join(WIDE_SHARES)}")
@@ -115,10 +120,26 @@ def plan_corpus(config: CorpusConfig) -> tuple[list[Utterance], list[TextRecord]
     for i, split in enumerate(SPLITS):
         plan = _WidePlan(split, config.seed, generator(config.seed, 2, i))
         utterances += plan.make(config.count("wide", split), config.shares)
+    if config.instructions:
+        utterances = [_instructed(utterance, config) for utterance in utterances]
     if config.texts:
         for i, (split, count) in enumerate((("train", config.texts), ("validation", max(20, config.texts // 20)))):
             written += _plan_texts(count, split, generator(config.seed, 3, i))
     return utterances, written
+
+
+def _instructed(utterance: Utterance, config: CorpusConfig) -> Utterance:
+    """The utterance with an instruction about its words, where its turn comes and its length allows.
+
+    The generator is the utterance's own: what else is planned, and what other shares give it, does not change.
+    """
+    record = utterance.record
+    rng = generator(config.seed, 5, *record.id.encode())
+    if rng.random() >= config.instructions:
+        return utterance
+    asked = instructions.instruction(rng, (record.text or "").split())
+    # Behind the other questions: theirs are the same examples, with the same ids, as without.
+    return replace(utterance, record=replace(record, qa=[*record.qa, asked])) if asked else utterance
 
 
 def generator(*key: int) -> np.random.Generator:
