@@ -42,8 +42,10 @@ PATH=$VENV/bin:$PATH "$VENV/bin/shellcheck" -x launch/*.sh .ci/run
 say "mypy"
 "$VENV/bin/mypy"
 say "pytest"
-# One file's tests stay in one process: they share compiled functions and session fixtures.
-"$VENV/bin/python" -m pytest -n auto --maxprocesses=8 --dist=loadfile --no-loadscope-reorder -m "$selection" "$@"
+# One file's tests stay in one process: they share compiled functions and session fixtures. A process that crashes ends
+# the run and is told; with a new one in its place, xdist 3.8 can wait for ever for files that are done already.
+"$VENV/bin/python" -m pytest -n auto --maxprocesses=8 --dist=loadfile --no-loadscope-reorder --max-worker-restart=0 \
+  -m "$selection" "$@"
 if [ "$beam" = true ] && [ $# -eq 0 ]; then
   VENV=${MIMO_JAX_BEAM_VENV:-$ROOT/.venv-beam}
   ensure_environment beam

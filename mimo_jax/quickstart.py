@@ -49,11 +49,15 @@ class Preset:
       corpus: flags of `mimo_jax.corpus`.
       bindings: stage -> gin bindings on top of its run file.
       mixtures: gin file with other rates for the stages of the language model.
+      own_seconds, own_positions: of a batch of audio, and of one of packed rows, where rows are fitted to a user's
+        recordings.
     """
 
     corpus: Mapping[str, object]
     bindings: Mapping[str, Sequence[str]]
     mixtures: str | None = None
+    own_seconds: float = 64.0
+    own_positions: int = 1024
 
 
 PRESETS = {
@@ -78,11 +82,13 @@ PRESETS = {
             ],
             "tokenizer_adversarial": ["BUDGET_STEPS=6", "loop.Intervals.checkpoint=2", "BATCH_ROWS=2"],
             **{
-                name: ["BUDGET_TOKENS=2e4", "BATCH_ROWS=8", "loop.Intervals.checkpoint=4"]
+                name: ["BUDGET_TOKENS=8e3", "BATCH_ROWS=4", "loop.Intervals.checkpoint=2"]
                 for name in ("understanding", "joint", "sft")
             },
             "evaluate": ["LIMIT=6", "OTHER_LIMIT=3", "TASK_LIMIT=2"],
         },
+        own_seconds=12.0,
+        own_positions=512,
     ),
     "quick": Preset(corpus={"core_utterances": 9000, "wide_utterances": 800}, bindings={}),
     "full": Preset(
@@ -118,13 +124,13 @@ def rows_of_recordings(manifest: Path, seconds_of_batch: float) -> tuple[int, in
     return samples, max(4, round(seconds_of_batch / seconds)), round(60 * seconds)
 
 
-def fitted_to(manifest: Path) -> dict[str, list[str]]:
-    """Gin bindings per stage that fit the shapes to a user's recordings."""
-    samples, rows, text = rows_of_recordings(manifest, seconds_of_batch=64)
+def fitted_to(manifest: Path, preset: Preset) -> dict[str, list[str]]:
+    """Gin bindings per stage that fit the shapes to a user's recordings, with batches of a preset's size."""
+    samples, rows, text = rows_of_recordings(manifest, preset.own_seconds)
     wave = [f"MAX_SAMPLES={samples}", f"BATCH_ROWS={rows}", f"MAX_TEXT={text}"]
     seconds = samples / SAMPLE_RATE
     context = 256 if seconds < 5 else 1024
-    language = [f"CONTEXT={context}", f"BATCH_ROWS={max(2, 4 * 256 // context)}"]
+    language = [f"CONTEXT={context}", f"BATCH_ROWS={max(2, preset.own_positions // context)}"]
     language += ["PATCH_CAPACITY=0.9", "LABELLED_CAPACITY=0.8"]  # whatever the share of audio
     return {
         **{name: wave for name in ("recogniser", "tokenizer_adversarial")},
@@ -141,7 +147,7 @@ def chain_stages(preset: Preset, out: Path, data: Path | None, seed: int) -> lis
     curated = prepared / "curated"
 
     def bindings(name: str) -> list[str]:
-        own = fitted_to(curated).get(name, []) if data is not None and name != "prepare" else []
+        own = fitted_to(curated, preset).get(name, []) if data is not None and name != "prepare" else []
         return [f"--gin.{binding}" for binding in (*preset.bindings.get(name, ()), *own)]
 
     def train(name: str, **macros: object) -> Stage:

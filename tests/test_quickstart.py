@@ -92,7 +92,10 @@ def test_own_data_fits_the_rows_to_the_recordings(tmp_path):
     for longest, samples in ((3.0, 98_880), (40.0, 480_000)):  # whole code frames
         lines = [json.dumps({"audio": f"{d}.wav", "duration": d}) + "\n" for d in (2.0, longest)]
         (curated / "manifest.jsonl").write_text("".join(lines))
-        assert f"MAX_SAMPLES={samples}" in quickstart.fitted_to(curated)["tokenizer_adversarial"]
+        assert (
+            f"MAX_SAMPLES={samples}"
+            in quickstart.fitted_to(curated, quickstart.PRESETS["quick"])["tokenizer_adversarial"]
+        )
     found = commands(quickstart.chain_stages(quickstart.PRESETS["quick"], tmp_path / "out", tmp_path, seed=0))
     assert "corpus" not in found
     assert "--gin.MAX_SAMPLES=480000" in found["tokenizer_unified"]
