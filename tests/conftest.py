@@ -40,12 +40,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def bounded_memory() -> Iterator[None]:
-    """Programs of earlier files are dropped once a process holds many: a worker would keep them all.
+def bounded_process() -> Iterator[None]:
+    """What a file leaves behind in its process, which runs many others, is bounded.
 
-    Each takes some 30 memory mappings. Linux grants a process 65,530, and where no more are to be had, libraries crash.
+    Programs of earlier files are dropped once a process holds many: a worker would keep them all. Each takes some 30
+    memory mappings. Linux grants a process 65,530, and where no more are to be had, libraries crash. So they may where
+    more than 1,024 files are open (`select` in C): a test file that leaves many open fails.
     """
+    before = _open_files()
     yield
+    if _open_files() - before > 100:
+        gc.collect()
+        assert _open_files() - before <= 100, f"{_open_files() - before} files are still open"
     jax = sys.modules.get("jax")
     if jax is not None and (_resident_bytes() > 3e9 or _mappings() > 20_000):
         jax.clear_caches()
@@ -56,6 +62,14 @@ def _resident_bytes() -> int:
     """What the process holds now."""
     try:
         return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    except OSError:  # no Linux
+        return 0
+
+
+def _open_files() -> int:
+    """Of the process."""
+    try:
+        return len(os.listdir("/proc/self/fd"))
     except OSError:  # no Linux
         return 0
 

@@ -3,6 +3,7 @@
 import collections
 import concurrent.futures
 import functools
+import gc
 import logging
 import pickle
 
@@ -107,12 +108,22 @@ PHASES = (
 )
 
 
-@functools.cache
-def hosts_of(folder, count, seed):
-    """The sources of ``count`` hosts, pickled as worker processes get them."""
-    hosts = range(count)
-    made = [PackedSource(folder, PHASES, 8, CONTEXT, seed=seed, host_index=h, host_count=count) for h in hosts]
-    return [pickle.loads(pickle.dumps(one)) for one in made]
+@pytest.fixture(scope="module")
+def hosts_of(folder):
+    """(count, seed) -> the sources of so many hosts, pickled as worker processes get them.
+
+    Each holds some thirty open files and a thread or two: they go with this module.
+    """
+
+    @functools.cache
+    def make(count, seed):
+        hosts = range(count)
+        made = [PackedSource(folder, PHASES, 8, CONTEXT, seed=seed, host_index=h, host_count=count) for h in hosts]
+        return [pickle.loads(pickle.dumps(one)) for one in made]
+
+    yield make
+    make.cache_clear()
+    gc.collect()
 
 
 @given(
@@ -120,12 +131,12 @@ def hosts_of(folder, count, seed):
     st.integers(0, 60),
     st.lists(st.tuples(st.sampled_from([1, 2, 4, 8]), st.integers(1, 3)), min_size=1, max_size=4),
 )
-def test_hosts_may_come_and_go_at_any_step(folder, seed, step, runs):
+def test_hosts_may_come_and_go_at_any_step(folder, hosts_of, seed, step, runs):
     """A run that restarts again and again with another number of hosts reads what one that never stopped reads."""
     whole = PackedSource(folder, PHASES, 8, CONTEXT, seed=seed)
     for count, steps in runs:
         for _ in range(steps):
-            rows = [one.batch(step) for one in hosts_of(folder, count, seed)]
+            rows = [one.batch(step) for one in hosts_of(count, seed)]
             assert equal({k: np.concatenate([r[k] for r in rows]) for k in rows[0]}, whole.batch(step))
             step += 1
 

