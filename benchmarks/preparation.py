@@ -30,7 +30,8 @@ import numpy as np
 from mimo_jax import cli
 from mimo_jax.data import audio
 from mimo_jax.data.corpus.build import build_corpus
-from mimo_jax.data.manifest import Record, read_manifest, write_manifest
+from mimo_jax.data.manifest import Record
+from mimo_jax.data.manifest_files import read_manifest, write_manifest
 from mimo_jax.inference.codec import AudioCodec
 from mimo_jax.interop import hf
 from mimo_jax.preparation import curated, shards

@@ -53,7 +53,7 @@ def evaluate(
     Returns:
       The content of `metrics.json`.
     """
-    from mimo_jax.data.manifest import read_manifest
+    from mimo_jax.data.manifest_files import read_manifest
     from mimo_jax.evaluation.adapters import load_systems
 
     cli.require_folders(*filter(None, (recogniser_dir, tokenizer_dir, corpus_dir, lm_dir, prepared_dir)))

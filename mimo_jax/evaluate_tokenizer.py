@@ -64,7 +64,7 @@ def evaluate_tokenizer(
       UserError: a folder that is missing or no tokenizer, nothing held out, options that fit no tokenizer, a recogniser
         of another sample rate.
     """
-    from mimo_jax.data.manifest import read_manifest
+    from mimo_jax.data.manifest_files import read_manifest
     from mimo_jax.data.stages import folder_hash
     from mimo_jax.evaluation import tokenizer_report
     from mimo_jax.evaluation.metrics import pesq_is_there

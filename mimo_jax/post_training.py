@@ -26,7 +26,7 @@ from absl import app, flags
 from mimo_jax import cli
 from mimo_jax.chain import Chain, Stage, compiling_environment, ends_with_a_message
 from mimo_jax.data import stages as data_stages
-from mimo_jax.data.manifest import read_manifest, read_texts
+from mimo_jax.data.manifest_files import read_manifest, read_texts
 from mimo_jax.evaluation.parts import write_json
 from mimo_jax.quickstart import Preset
 

@@ -48,7 +48,7 @@ def probe_tokenizer(
     Raises:
       UserError: a folder that is missing or no tokenizer, nothing to train on, nothing held out.
     """
-    from mimo_jax.data.manifest import read_manifest
+    from mimo_jax.data.manifest_files import read_manifest
     from mimo_jax.data.stages import folder_hash
     from mimo_jax.evaluation import probe_suite
     from mimo_jax.evaluation.probe import ProbeTraining

@@ -33,7 +33,7 @@ from absl import app, flags
 from mimo_jax import cli
 from mimo_jax.chain import Chain, Stage, compiling_environment, ends_with_a_message
 from mimo_jax.data.audio import SAMPLE_RATE
-from mimo_jax.data.manifest import read_manifest
+from mimo_jax.data.manifest_files import read_manifest
 from mimo_jax.data.waveforms import FRAME_SAMPLES
 from mimo_jax.preparation.sources.opening import open_source
 

@@ -11,7 +11,8 @@ import pytest
 
 from mimo_jax import convert, generate, transcribe
 from mimo_jax.data.audio import write_wav
-from mimo_jax.data.manifest import Record, write_manifest
+from mimo_jax.data.manifest import Record
+from mimo_jax.data.manifest_files import write_manifest
 from mimo_jax.data.text_tokenizer import train_text_tokenizer
 from mimo_jax.inference.decoding import TASKS
 from mimo_jax.inference.inputs import SOURCES

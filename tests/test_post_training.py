@@ -12,7 +12,8 @@ from mimo_jax import cli, post_training
 from mimo_jax.data.all_formats import formats
 from mimo_jax.data.corpus.instructions import kind_of
 from mimo_jax.data.corpus.plan import CorpusConfig, plan_corpus
-from mimo_jax.data.manifest import MANIFEST_NAME, TEXTS_NAME, Record, TextRecord, write_manifest, write_texts
+from mimo_jax.data.manifest import Record, TextRecord
+from mimo_jax.data.manifest_files import MANIFEST_NAME, TEXTS_NAME, write_manifest, write_texts
 
 
 def corpus(folder: Path, records, texts=()) -> Path:

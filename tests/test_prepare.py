@@ -14,7 +14,7 @@ import pytest
 
 from mimo_jax.data.audio import write_wav
 from mimo_jax.data.formats import FormatOptions
-from mimo_jax.data.manifest import read_manifest
+from mimo_jax.data.manifest_files import read_manifest
 from mimo_jax.data.text_tokenizer import TextTokenizer
 from mimo_jax.preparation.accounts import Limits, TooManyBadRecords
 from mimo_jax.preparation.codes import CodesStore

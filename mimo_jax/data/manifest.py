@@ -1,8 +1,8 @@
-"""The manifest: one JSON object per line and utterance, the only thing a user's own folder has to bring.
+"""Lines of the manifest: one JSON object per utterance, the only thing a user's own folder has to bring.
 
 Only ``audio`` and ``text`` are needed. Everything else feeds further tasks (captions, question answering, style
-instructions, interleaved documents, spoken dialogue, conversion pairs); see :class:`Record`. Text-only material lies
-beside it as ``texts.jsonl``.
+instructions, interleaved documents, spoken dialogue, conversion pairs); see :class:`Record`. Text-only material and
+conversations lie beside it. Here is what a line may hold, with its checks and its JSON; `manifest_files` has the files.
 """
 
 from __future__ import annotations
@@ -11,22 +11,13 @@ import dataclasses
 import hashlib
 import json
 import math
-import mmap
 import os
-from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from mimo_jax.files import write_text
-
-MANIFEST_NAME = "manifest.jsonl"
-TEXTS_NAME = "texts.jsonl"
-CONVERSATIONS_NAME = "conversations.jsonl"
 SPLITS = ("train", "validation", "test_voices")
 SUBSETS = ("core", "wide", "user")
 _VALIDATION_SHARE = 50  # one of 50 = 2 %, where a manifest names no split
-_ERRORS_SHOWN = 10
 
 
 class ManifestError(ValueError):
@@ -107,94 +98,6 @@ class Conversation:
     subset: str = "user"
 
 
-def read_manifest(path: str | os.PathLike[str]) -> list[Record]:
-    """Reads a manifest file, or what a folder has of ``manifest.jsonl`` and ``manifest-*.jsonl``.
-
-    Missing ``id``s are made from path and range, missing ``split``s by a stable hash of the id (2 % validation), and
-    fields that are not of :class:`Record` are kept in ``attributes``. Audio is not looked at.
-
-    Raises:
-      FileNotFoundError: there is no such manifest.
-      ManifestError: lines that are no valid records, with file, line and what is wrong.
-    """
-    return [record for _, record in iterate_manifest(path)]
-
-
-def iterate_manifest(path: str | os.PathLike[str]) -> Iterator[tuple[tuple[int, int], Record]]:
-    """As `read_manifest`, one record at a time, each with its place for `ManifestLines`.
-
-    Raises:
-      FileNotFoundError: there is no such manifest.
-      ManifestError: as there, behind the last record of a file with such lines.
-    """
-    for number, file in enumerate(_files(path, MANIFEST_NAME)):
-        for offset, fields in _lines(file, _check_record):
-            yield (number, offset), _record(fields)
-
-
-class ManifestLines:
-    """Single records of a manifest, each read from its line when it is asked for.
-
-    Args:
-      path: of the manifest, as for `iterate_manifest`. Its files must stay as they are.
-    """
-
-    def __init__(self, path: str | os.PathLike[str]):
-        self._files = [_mapped(file) for file in _files(path, MANIFEST_NAME)]
-
-    def record(self, file: int, offset: int) -> Record:
-        """The record at a place that `iterate_manifest` gave."""
-        content = self._files[file]
-        end = content.find(b"\n", offset)
-        line = content[offset : end if end >= 0 else len(content)]
-        return _record(_parse(line.decode("utf-8" if offset else "utf-8-sig")))
-
-
-def _mapped(path: Path) -> mmap.mmap | bytes:
-    with path.open("rb") as file:
-        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if path.stat().st_size else b""
-
-
-def read_texts(path: str | os.PathLike[str]) -> list[TextRecord]:
-    """Reads text-only material: a file, or what a folder has of ``texts.jsonl`` and ``texts-*.jsonl`` (maybe nothing).
-
-    Raises:
-      FileNotFoundError: a file was named and is not there.
-      ManifestError: lines that are no valid records.
-    """
-    lines = [fields for file in _files(path, TEXTS_NAME) for fields in _read_lines(file, _check_text_record)]
-    return [TextRecord(**{**fields, "split": fields.get("split") or default_split(fields["id"])}) for fields in lines]
-
-
-def read_conversations(path: str | os.PathLike[str]) -> list[Conversation]:
-    """Reads conversations: a file, or ``conversations*.jsonl`` of a folder, as texts are read.
-
-    Raises:
-      FileNotFoundError: a file was named and is not there.
-      ManifestError: lines that are no valid conversations.
-    """
-    lines = [f for file in _files(path, CONVERSATIONS_NAME) for f in _read_lines(file, _check_conversation)]
-    return [Conversation(**{**fields, "split": fields.get("split") or default_split(fields["id"])}) for fields in lines]
-
-
-def write_manifest(path: str | os.PathLike[str], records: Iterable[Record]) -> None:
-    """Writes records in their order, atomically; empty fields are left out.
-
-    Raises:
-      ValueError: two records have one id.
-    """
-    _write_lines(path, records)
-
-
-def write_texts(path: str | os.PathLike[str], records: Iterable[TextRecord]) -> None:
-    """Writes text-only records in their order, atomically.
-
-    Raises:
-      ValueError: two records have one id.
-    """
-    _write_lines(path, records)
-
-
 def to_json(record: Record | TextRecord | Conversation) -> str:
     """One line of a manifest, without the line break. Fields in the order of the class, empty ones left out."""
     fields = {f.name: getattr(record, f.name) for f in dataclasses.fields(record)}
@@ -207,7 +110,25 @@ def from_json(line: str) -> Record:
     Raises:
       ManifestError: what is wrong with it.
     """
-    return record_of(_parse(line))
+    return record_of(fields_of(line))
+
+
+def fields_of(line: str) -> dict[str, Any]:
+    """The fields of one line of any kind, without those that are null.
+
+    Raises:
+      ManifestError: it is no JSON object.
+    """
+    try:
+        fields = json.loads(line)
+        line.encode()  # bytes that are no UTF-8 were read as lone surrogates
+    except UnicodeEncodeError as error:
+        raise ManifestError("not UTF-8") from error
+    except (ValueError, RecursionError) as error:
+        raise ManifestError(f"not JSON ({error})") from error
+    if not isinstance(fields, dict):
+        raise ManifestError(f"a JSON object is needed, found {type(fields).__name__}")
+    return {key: value for key, value in fields.items() if value is not None}
 
 
 def record_of(fields: dict[str, Any]) -> Record:
@@ -252,61 +173,6 @@ def default_split(record_id: str) -> str:
 def audio_path(record: Record, root: str | os.PathLike[str]) -> str:
     """Where the record's audio is: a path below ``root`` (the manifest's folder), an absolute one, or a URL."""
     return record.audio if "://" in record.audio else os.path.join(root, record.audio)
-
-
-def _files(path: str | os.PathLike[str], name: str) -> list[Path]:
-    """The named file, or all of that name in a folder: ``name.jsonl`` and volumes ``name-*.jsonl``."""
-    place = Path(path)
-    stem = name.removesuffix(".jsonl")
-    found = [place]
-    if place.is_dir():
-        found = [p for p in (place / name, *sorted(place.glob(f"{stem}-*.jsonl"))) if p.is_file()]
-        if not found and name != MANIFEST_NAME:
-            return []
-    if not found or not found[0].is_file():
-        raise FileNotFoundError(
-            f"{place if not place.is_dir() else place / name}: no such manifest; it holds one line per recording, like "
-            '{"audio": "a.wav", "text": "hello"}'
-        )
-    return found
-
-
-def _read_lines(path: Path, check: Callable[[dict[str, Any]], None]) -> list[dict[str, Any]]:
-    return [fields for _, fields in _lines(path, check)]
-
-
-def _lines(path: Path, check: Callable[[dict[str, Any]], None]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(offset in bytes, fields) of each good line; behind the last one an error names the bad ones."""
-    errors: list[str] = []
-    with open(path, "rb") as file:
-        offset = 0
-        for number, line in enumerate(file, start=1):
-            begin, offset = offset, offset + len(line)
-            if not line.strip():
-                continue
-            try:
-                fields = _parse(line.decode("utf-8-sig" if number == 1 else "utf-8", "surrogateescape"))
-                check(fields)
-            except ManifestError as error:
-                errors.append(f"{path}:{number}: {error}")
-                continue
-            yield begin, fields
-    if errors:
-        more = [f"... and {len(errors) - _ERRORS_SHOWN} more"] if len(errors) > _ERRORS_SHOWN else []
-        raise ManifestError("\n".join(errors[:_ERRORS_SHOWN] + more))
-
-
-def _parse(line: str) -> dict[str, Any]:
-    try:
-        fields = json.loads(line)
-        line.encode()  # bytes that are no UTF-8 were read as lone surrogates
-    except UnicodeEncodeError as error:
-        raise ManifestError("not UTF-8") from error
-    except (ValueError, RecursionError) as error:
-        raise ManifestError(f"not JSON ({error})") from error
-    if not isinstance(fields, dict):
-        raise ManifestError(f"a JSON object is needed, found {type(fields).__name__}")
-    return {key: value for key, value in fields.items() if value is not None}
 
 
 _TYPES: dict[str, tuple[type, ...]] = {
@@ -397,14 +263,3 @@ def _record(fields: dict[str, Any]) -> Record:
         values["id"] = values["audio"] + span
     values.setdefault("split", default_split(values["id"]))
     return Record(**values)
-
-
-def _write_lines(path: str | os.PathLike[str], records: Iterable[Record | TextRecord]) -> None:
-    seen: set[str] = set()
-    lines: list[str] = []
-    for record in records:
-        if record.id in seen:
-            raise ValueError(f"{path}: id {record.id!r} appears more than once")
-        seen.add(record.id)
-        lines.append(to_json(record) + "\n")
-    write_text(path, "".join(lines))

@@ -7,7 +7,8 @@ from array import array
 
 import numpy as np
 
-from mimo_jax.data.manifest import ManifestLines, Record
+from mimo_jax.data.manifest import Record
+from mimo_jax.data.manifest_files import ManifestLines
 
 
 class UtteranceTable:
@@ -27,7 +28,7 @@ class UtteranceTable:
         self._columns["offset"] = array("q")
 
     def add(self, place: tuple[int, int], samples: int, transcript_ids: int, caption_ids: int) -> None:
-        """Appends an utterance; place as `manifest.iterate_manifest` gives it."""
+        """Appends an utterance; place as `manifest_files.iterate_manifest` gives it."""
         file, offset = place
         row = {"file": file, "offset": offset, "samples": samples}
         row |= {"transcript": transcript_ids, "caption": caption_ids}

@@ -18,7 +18,8 @@ import numpy as np
 
 from mimo_jax.data import audio as audio_lib
 from mimo_jax.data import packing
-from mimo_jax.data.manifest import Record, audio_path, iterate_manifest
+from mimo_jax.data.manifest import Record, audio_path
+from mimo_jax.data.manifest_files import iterate_manifest
 from mimo_jax.data.permutation import key_of, permute
 from mimo_jax.data.utterances import UtteranceTable
 

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from mimo_jax.data.manifest import read_manifest
+from mimo_jax.data.manifest_files import read_manifest
 from mimo_jax.data.waveforms import TextIds
 from mimo_jax.evaluation.judge import CtcJudge
 from mimo_jax.objectives.base import Objective

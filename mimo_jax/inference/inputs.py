@@ -14,7 +14,8 @@ import numpy as np
 
 from mimo_jax.cli import UserError
 from mimo_jax.data.audio import AudioError, load_audio
-from mimo_jax.data.manifest import ManifestError, audio_path, read_manifest
+from mimo_jax.data.manifest import ManifestError, audio_path
+from mimo_jax.data.manifest_files import read_manifest
 
 if TYPE_CHECKING:
     from mimo_jax.inference.tasks import Message

@@ -22,9 +22,10 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from mimo_jax.data.manifest import Conversation, Record, TextRecord, read_conversations, read_manifest, read_texts
+from mimo_jax.data.manifest import Conversation, Record, TextRecord
 from mimo_jax.data.manifest import from_json as record_from_json
 from mimo_jax.data.manifest import to_json as to_line
+from mimo_jax.data.manifest_files import read_conversations, read_manifest, read_texts
 from mimo_jax.data.stages import file_hash, fingerprint, to_json
 from mimo_jax.files import replacing, write_text
 from mimo_jax.preparation.accounts import Account

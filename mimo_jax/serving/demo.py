@@ -3,9 +3,9 @@
     build(model, voices).launch(**OPTIONS)
     gradio.mount_gradio_app(app, build(model, voices), path="/demo", **OPTIONS)
 
-Here is only the layout; what the tabs do stands in `demo_tasks`. The model must be usable from several threads, which
-is what `Service` is for. Nothing on the page comes from other hosts. Speech is played while it is generated where the
-program ffmpeg is installed (gradio encodes the stream with it), else once it is whole.
+Here is only the layout, of parts from `demo_parts`; what the tabs do stands in `demo_tasks`. The model must be usable
+from several threads, which is what `Service` is for. Nothing on the page comes from other hosts. Speech is played while
+it is generated where the program ffmpeg is installed (gradio encodes the stream with it), else once it is whole.
 """
 
 from __future__ import annotations
@@ -13,9 +13,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-import shutil
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 # Before gradio is imported, which would report its use otherwise.
@@ -23,14 +21,14 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 
 import gradio as gr  # noqa: E402
 import numpy as np  # noqa: E402
-from gradio import processing_utils  # noqa: E402
 
 from mimo_jax.cli import UserError  # noqa: E402
 from mimo_jax.inference.decoding import TASKS  # noqa: E402
 from mimo_jax.inference.jobs import Job  # noqa: E402
 from mimo_jax.inference.service import ClosedError, OverloadedError  # noqa: E402
-from mimo_jax.inference.tasks import Answer, MimoAudio  # noqa: E402
+from mimo_jax.inference.tasks import MimoAudio  # noqa: E402
 from mimo_jax.serving import demo_tasks as tasks  # noqa: E402
+from mimo_jax.serving.demo_parts import Updates, View, player, uploads_only  # noqa: E402
 from mimo_jax.serving.demo_tasks import Inputs, Limits, Settings, Shown, Turn  # noqa: E402
 
 OPTIONS: dict[str, Any] = {
@@ -51,7 +49,6 @@ OPTIONS: dict[str, Any] = {
 
 _HOUR = 3600
 _MAX_SEED = 2**32 - 1
-Updates = dict[Any, Any]
 
 
 def build(model: MimoAudio, voices: Mapping[str, np.ndarray], limits: Limits = Limits()) -> gr.Blocks:
@@ -81,28 +78,6 @@ def build(model: MimoAudio, voices: Mapping[str, np.ndarray], limits: Limits = L
     return page
 
 
-def _uploads_only(audio: gr.Audio) -> gr.Audio:
-    """`audio` that takes uploaded files only: gradio would fetch a URL, and open any file when it is mounted.
-
-    Its method is replaced rather than overridden: gradio writes a file beside every module that derives a component.
-    """
-    move = audio.async_move_resource_to_block_cache
-
-    async def checked(url_or_file_path: str | Path | None) -> str | None:
-        cache = Path(audio.GRADIO_CACHE).resolve()
-        if url_or_file_path is not None and not Path(url_or_file_path).resolve().is_relative_to(cache):
-            raise gr.Error("Only uploaded recordings can be used", print_exception=False)
-        return await move(url_or_file_path)
-
-    setattr(audio, move.__name__, checked)
-    return audio
-
-
-def _audio(label: str, **options: Any) -> gr.Audio:
-    """Without the button that would send the recording to a public host."""
-    return gr.Audio(label=label, buttons=["download"], **options)
-
-
 def _shown_to_the_user(work: Callable[..., Iterator[Updates]]) -> Callable[..., Generator[Updates, None, None]]:
     """Errors that the user can do something about, as messages on the page."""
 
@@ -116,64 +91,6 @@ def _shown_to_the_user(work: Callable[..., Iterator[Updates]]) -> Callable[..., 
             raise gr.Error(str(error), print_exception=False) from error
 
     return guarded
-
-
-class _View:
-    """Where an answer appears: its words, what was thought before, its sound, a line about it."""
-
-    def __init__(self, label: str, spoken: bool, rate: int, chat: bool = False):
-        self._rate = rate
-        self.chat = gr.Chatbot(label=label, render_markdown=False, buttons=["copy_all"]) if chat else None
-        self.text = None if chat else gr.Textbox(label=label, lines=4, interactive=False, buttons=["copy"])
-        self.thought = None if chat else gr.Textbox(label="Thought", lines=3, interactive=False, visible=False)
-        streams = spoken and shutil.which("ffmpeg") is not None
-        self.live = _audio("While it is spoken", streaming=True, autoplay=True) if streams else None
-        # Without a stream the whole starts by itself.
-        self.whole = _audio("Speech", interactive=False, autoplay=not streams) if spoken else None
-        self.status = gr.Markdown()
-
-    @property
-    def outputs(self) -> list[Any]:
-        parts = (self.chat, self.text, self.thought, self.live, self.whole, self.status)
-        return [part for part in parts if part is not None]
-
-    def silent(self) -> Updates:
-        """No sound, neither new nor what may still be playing."""
-        updates: Updates = {} if self.whole is None else {self.whole: None}
-        # Taken from the page, else it would go on asking for the rest of a stream that is gone.
-        return updates if self.live is None else {**updates, self.live: gr.update(value=None, visible=False)}
-
-    def empty(self, turns: Sequence[Turn] = ()) -> Updates:
-        """Before the first piece."""
-        updates: Updates = {**self.silent(), self.status: ""}
-        if self.live is not None:
-            updates[self.live] = gr.update(value=None, visible=True)
-        if self.chat is not None:
-            return {**updates, self.chat: tasks.messages(turns)}
-        return {**updates, self.text: "", self.thought: gr.update(value="", visible=False)}
-
-    def update(self, shown: Shown, turns: Sequence[Turn] = ()) -> Updates:
-        """After a piece; `turns`: the dialogue before."""
-        updates: Updates = {}
-        if self.chat is not None:
-            answer = tasks.bubbles("assistant", shown.text, shown.thinking)
-            updates[self.chat] = tasks.messages(turns) + answer
-        else:
-            updates[self.text] = shown.text
-            updates[self.thought] = gr.update(value=shown.thinking, visible=bool(shown.thinking))
-        if self.live is not None and shown.sound is not None:
-            updates[self.live] = shown.sound
-        if shown.answer is not None:
-            updates[self.status] = tasks.status(shown.answer, self._rate)
-            if self.whole is not None and shown.answer.wave is not None and len(shown.answer.wave):
-                updates[self.whole] = (self._rate, tasks.pcm(shown.answer.wave))
-        return updates
-
-    def saved(self, answer: Answer) -> str | None:
-        """Path of a whole answer's sound, for the dialogue; None where nothing was spoken."""
-        if self.chat is None or answer.wave is None or not len(answer.wave):
-            return None
-        return processing_utils.save_audio_to_cache(tasks.pcm(answer.wave), self._rate, "wav", self.chat.GRADIO_CACHE)
 
 
 class _Tabs:
@@ -192,7 +109,7 @@ class _Tabs:
             recording = self._recording("Recording")
             settings = self._settings("asr")
             start, stop = self._buttons("Transcribe")
-        view = _View("Transcript", False, self._rate)
+        view = View("Transcript", False, self._rate)
         self._single("asr", self._inputs.transcribe, [recording], settings, view, start, stop)
 
     def speak(self) -> None:
@@ -206,7 +123,7 @@ class _Tabs:
                 settings = self._settings("tts")
                 start, stop = self._buttons("Speak")
             with gr.Column():
-                view = _View("Spoken text", True, self._rate)
+                view = View("Spoken text", True, self._rate)
         self._single("tts", self._inputs.speak, [text, style, natural, *voice], settings, view, start, stop)
 
     def understand(self) -> None:
@@ -219,7 +136,7 @@ class _Tabs:
                 settings = self._settings("audio_understanding")
                 start, stop = self._buttons("Answer")
             with gr.Column():
-                view = _View("Answer", False, self._rate)
+                view = View("Answer", False, self._rate)
         inputs = [recording, question, thinking]
         self._single("audio_understanding", self._inputs.understand, inputs, settings, view, start, stop)
 
@@ -232,7 +149,7 @@ class _Tabs:
                 settings = self._settings("continue_speech")
                 start, stop = self._buttons("Continue")
             with gr.Column():
-                view = _View("Words", True, self._rate)
+                view = View("Words", True, self._rate)
         self._single("continue_speech", self._inputs.continue_speech, [recording], settings, view, start, stop)
 
     def convert(self) -> None:
@@ -251,7 +168,7 @@ class _Tabs:
                 settings = self._settings("speech_to_speech")
                 start, stop = self._buttons("Convert")
             with gr.Column():
-                view = _View("Words", True, self._rate)
+                view = View("Words", True, self._rate)
         inputs = [instruction, query, *cells]
         self._single("speech_to_speech", self._inputs.convert, inputs, settings, view, start, stop)
 
@@ -266,7 +183,7 @@ class _Tabs:
                 start, stop = self._buttons("Send")
                 clear = gr.Button("New dialogue")
             with gr.Column():
-                view = _View("Dialogue", True, self._rate, chat=True)
+                view = View("Dialogue", True, self._rate, chat=True)
 
         def job(turns: list[Turn], seed: int, *inputs: Any) -> Job:
             return self._inputs.talk(seed, turns, *inputs)
@@ -285,7 +202,7 @@ class _Tabs:
                 start, stop = self._buttons("Send")
                 clear = gr.Button("New dialogue")
             with gr.Column():
-                view = _View("Dialogue", False, self._rate, chat=True)
+                view = View("Dialogue", False, self._rate, chat=True)
 
         def job(turns: list[Turn], seed: int, *inputs: Any) -> Job:
             return self._inputs.chat(seed, turns, *inputs)
@@ -295,7 +212,7 @@ class _Tabs:
     # ----- parts of tabs ---------------------------------------------------------------------------------------------
 
     def _recording(self, label: str) -> gr.Audio:
-        return _uploads_only(_audio(label, sources=["upload", "microphone"], type="filepath"))
+        return uploads_only(player(label, sources=["upload", "microphone"], type="filepath"))
 
     def _textbox(self, label: str, lines: int, placeholder: str | None = None) -> gr.Textbox:
         return gr.Textbox(label=label, lines=lines, placeholder=placeholder, max_length=self._limits.characters)
@@ -345,7 +262,7 @@ class _Tabs:
         make: Callable[..., Job],
         inputs: Sequence[Any],
         settings: Sequence[Any],
-        view: _View,
+        view: View,
         start: gr.Button,
         stop: gr.Button,
     ) -> None:
@@ -369,7 +286,7 @@ class _Tabs:
         text: gr.Textbox | None,
         inputs: Sequence[Any],
         settings: Sequence[Any],
-        view: _View,
+        view: View,
         start: gr.Button,
         stop: gr.Button,
         clear: gr.Button,

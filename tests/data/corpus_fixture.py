@@ -5,7 +5,8 @@ import hashlib
 import numpy as np
 
 from mimo_jax.data.audio import write_flac
-from mimo_jax.data.manifest import Record, TextRecord, write_manifest, write_texts
+from mimo_jax.data.manifest import Record, TextRecord
+from mimo_jax.data.manifest_files import write_manifest, write_texts
 
 WORDS = ["one", "two", "three", "four", "five", "six", "turn", "the", "light", "on", "off", "open", "door", "please"]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mimo_jax.data import manifest
+from mimo_jax.data import manifest, manifest_files
 from mimo_jax.data.audio import load_audio
 from mimo_jax.data.corpus import build, describe, espeak, noise, texts
 from mimo_jax.data.corpus.build import CorpusError, build_corpus
@@ -151,7 +151,7 @@ def test_shares_that_are_none(shares: dict[str, float], message: str) -> None:
 
 
 def test_written_audio_is_good_and_as_described(corpus: Path) -> None:
-    records = manifest.read_manifest(corpus)
+    records = manifest_files.read_manifest(corpus)
     assert len(records) == 96
     for record in records:
         (checked,) = Decode().process(Element(dataclasses.replace(record, audio=str(corpus / record.audio))))

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from mimo_jax.data import manifest
+from mimo_jax.data import manifest, manifest_files
 from mimo_jax.data.corpus import instructions
 from mimo_jax.data.corpus.build import SUMMARY_NAME, build_corpus
 from mimo_jax.data.corpus.plan import CorpusConfig, generator, plan_corpus
@@ -160,7 +160,7 @@ def test_the_built_corpus_holds_them_and_names_the_option_only_where_it_is_used(
         path = build_corpus(tmp_path / str(share), **few, instructions=share, workers=1, progress=False)
         settings = json.loads((path.parent / SUMMARY_NAME).read_text())["config"]
         assert settings.get("instructions") == (share or None)
-        found = [qa for record in manifest.read_manifest(path) for qa in record.qa]
+        found = [qa for record in manifest_files.read_manifest(path) for qa in record.qa]
         assert bool(found) == bool(share) and all(instructions.kind_of(qa) for qa in found)
 
 

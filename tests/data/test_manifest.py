@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mimo_jax.data import manifest
-from mimo_jax.data.manifest import ManifestError, Record, TextRecord, read_manifest, write_manifest
+from mimo_jax.data import manifest, manifest_files
+from mimo_jax.data.manifest import ManifestError, Record, TextRecord
+from mimo_jax.data.manifest_files import read_manifest, write_manifest
 
 
 def write_lines(path: Path, *lines: object) -> Path:
@@ -76,8 +77,8 @@ def test_single_lines_are_read_where_they_are(tmp_path: Path) -> None:
     first = json.dumps({"audio": "ä.wav", "text": "größe"}, ensure_ascii=False)
     (tmp_path / "manifest.jsonl").write_text("\ufeff" + first + "\r\n\n" + '{"audio": "b.wav"}', encoding="utf-8")
     write_lines(tmp_path / "manifest-000001.jsonl", {"audio": "c.wav"}, {"audio": "d.wav", "text": "d"})
-    found = list(manifest.iterate_manifest(tmp_path))
-    lines = manifest.ManifestLines(tmp_path)
+    found = list(manifest_files.iterate_manifest(tmp_path))
+    lines = manifest_files.ManifestLines(tmp_path)
     assert [record.audio for _, record in found] == ["ä.wav", "b.wav", "c.wav", "d.wav"]
     assert [lines.record(*place) for place, _ in reversed(found)] == [record for _, record in reversed(found)]
 
@@ -85,7 +86,7 @@ def test_single_lines_are_read_where_they_are(tmp_path: Path) -> None:
 def test_missing_manifest(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="one line per recording"):
         read_manifest(tmp_path)
-    assert manifest.read_texts(tmp_path) == []
+    assert manifest_files.read_texts(tmp_path) == []
 
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
@@ -115,8 +116,8 @@ def test_files_round_trip(tmp_path: Path) -> None:
     write_manifest(tmp_path / "manifest.jsonl", records)
     assert read_manifest(tmp_path) == records
     written = [TextRecord("t0", "one"), TextRecord("t1", "two", "validation", "wide", "three")]
-    manifest.write_texts(tmp_path / "texts.jsonl", written)
-    assert manifest.read_texts(tmp_path) == written
+    manifest_files.write_texts(tmp_path / "texts.jsonl", written)
+    assert manifest_files.read_texts(tmp_path) == written
     with pytest.raises(ValueError, match="more than once"):
         write_manifest(tmp_path / "manifest.jsonl", [records[0], records[0]])
     assert read_manifest(tmp_path) == records  # the old file is untouched

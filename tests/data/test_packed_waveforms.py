@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mimo_jax.data.audio import load_audio, write_flac
-from mimo_jax.data.manifest import Record, read_manifest, write_manifest
+from mimo_jax.data.manifest import Record
+from mimo_jax.data.manifest_files import read_manifest, write_manifest
 from mimo_jax.data.waveforms import FRAME_SAMPLES, PATCH_SAMPLES, WaveformSource, character_ids
 from tests.data.corpus_fixture import make_corpus
 

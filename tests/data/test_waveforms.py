@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from mimo_jax.data.audio import load_audio
-from mimo_jax.data.manifest import read_manifest, write_manifest
+from mimo_jax.data.manifest_files import read_manifest, write_manifest
 from mimo_jax.data.waveforms import WaveformSource, character_ids
 from tests.data.corpus_fixture import WORDS, make_corpus
 

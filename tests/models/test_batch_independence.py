@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from mimo_jax.models.mimo_audio import MimoAudio
 from mimo_jax.models.tokenizer import MimoAudioTokenizer
-from tests.models.test_variants import TOKENIZER_VARIANTS, lm_inputs, random_lm, random_tokenizer
+from tests.models.test_lm_variants import lm_inputs, random_lm
+from tests.models.tokenizer.test_variants import TOKENIZER_VARIANTS, random_tokenizer
 
 TOLERANCE = 5e-6
 EXAMPLES = settings(max_examples=20)

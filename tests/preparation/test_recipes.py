@@ -13,7 +13,7 @@ from mimo_jax.data import prompts
 from mimo_jax.data.audio import write_wav
 from mimo_jax.data.conversations import conversation_segments
 from mimo_jax.data.corpus.build import build_corpus
-from mimo_jax.data.manifest import read_conversations, read_manifest
+from mimo_jax.data.manifest_files import read_conversations, read_manifest
 from mimo_jax.data.records import RecordReader, from_bytes
 from mimo_jax.data.sequence import Layout, StreamedSegment, TextSegment, render
 from mimo_jax.data.text_tokenizer import TextTokenizer

@@ -15,7 +15,8 @@ import pytest
 from mimo_jax.cli import UserError
 from mimo_jax.data.corpus import questions
 from mimo_jax.data.corpus.plan import CorpusConfig, generator, plan_corpus
-from mimo_jax.data.manifest import Record, read_conversations, to_json, write_manifest
+from mimo_jax.data.manifest import Record, to_json
+from mimo_jax.data.manifest_files import read_conversations, write_manifest
 from mimo_jax.preparation.accounts import Limits, TooManyBadRecords
 from mimo_jax.preparation.elements import StageFault
 from mimo_jax.preparation.recipes import rules_thoughts

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from benchmarks import serving as crowd
+from benchmarks.crowd import cases, tiny_model
 from mimo_jax.inference.service import Service
 from mimo_jax.inference.tasks import MimoAudio
 from mimo_jax.serving import server
@@ -17,13 +17,13 @@ from mimo_jax.serving.voices import load_voices
 
 # Few rows, slots and lengths: every shape is compiled.
 BATCH, LONGEST, SECONDS = 2, 14, 1.2
-LIMITS = {**crowd.LIMITS, "max_batch": BATCH, "max_positions": 128, "header_seconds": 20.0, "stop_seconds": 5.0}
+LIMITS = {**tiny_model.LIMITS, "max_batch": BATCH, "max_positions": 128, "header_seconds": 20.0, "stop_seconds": 5.0}
 
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("served")
-    crowd.write_model(folder)
+    tiny_model.write_model(folder)
     return folder
 
 
@@ -34,13 +34,13 @@ def alone(folder):
     model = MimoAudio.load(folder / "lm", folder / "tokenizer", **limits)
     with Service(model.engine, positions=8) as service:
         model = MimoAudio(service, model.tokenizer, model.codec)
-        crowd.learn_voices(model, folder)
+        cases.learn_voices(model, folder)
         yield model
 
 
 @pytest.fixture(scope="session")
 def voices(folder):
-    return load_voices(folder / "voices", crowd.RATE)
+    return load_voices(folder / "voices", tiny_model.RATE)
 
 
 @contextlib.contextmanager
@@ -49,7 +49,7 @@ def running(alone, voices, api_key="", **limits):
     limits = Limits(**{**LIMITS, **limits})
     service = Service(alone.engine._engine, max_waiting=limits.max_requests, positions=8)
     model = MimoAudio(service, alone.tokenizer, alone.codec)
-    endpoint = Endpoint(model, name=crowd.NAME, voices=voices, limits=limits, api_key=api_key)
+    endpoint = Endpoint(model, name=tiny_model.NAME, voices=voices, limits=limits, api_key=api_key)
     listening = server.bound("127.0.0.1", 0)
     runs = server.server(endpoint.app(), limits, log_level="warning")
     thread = threading.Thread(target=lambda: runs.run(sockets=[listening]), daemon=True)

@@ -13,7 +13,9 @@ import openai
 import pytest
 import soundfile
 
-from benchmarks import serving as crowd
+from benchmarks.crowd.cases import audio_part, bad_cases, good_case, leaving_case, voice_codes
+from benchmarks.crowd.sending import faults, idle, round_of
+from benchmarks.crowd.tiny_model import NAME, RATE, file_of, wave_of
 from mimo_jax.inference.sampling import Sampling
 from mimo_jax.inference.tasks import Message, Speech
 from mimo_jax.serving import sound
@@ -22,7 +24,7 @@ from tests.serving.conftest import LONGEST, SECONDS, running
 
 
 def samples(wave):
-    return np.frombuffer(sound.encode(wave, crowd.RATE, "pcm"), np.int16)
+    return np.frombuffer(sound.encode(wave, RATE, "pcm"), np.int16)
 
 
 @pytest.fixture(scope="module")
@@ -31,20 +33,20 @@ def client(served):
 
 
 def test_a_crowd_is_answered_and_nobody_gets_anothers_answer(served, alone):
-    good = [crowd.good_case(i, LONGEST, SECONDS) for i in range(24)]
-    cases = [*good, *map(crowd.leaving_case, range(4)), *crowd.bad_cases()]
+    good = [good_case(i, LONGEST, SECONDS) for i in range(24)]
+    cases = [*good, *map(leaving_case, range(4)), *bad_cases()]
     cases = [cases[i] for i in np.random.default_rng(1).permutation(len(cases))]
     expected = [None if case.alone is None else case.alone(alone) for case in cases]
     assert sum(len(e.sound) for e in expected if e is not None and e.sound is not None) > 10_000
-    replies = asyncio.run(crowd.round_of(served.url, cases))
-    assert crowd.faults(cases, replies, expected) == []
-    assert crowd.idle(served.url)["status"] == "ok"
+    replies = asyncio.run(round_of(served.url, cases))
+    assert faults(cases, replies, expected) == []
+    assert idle(served.url)["status"] == "ok"
 
 
 def test_chat(client, alone):
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "the cat"}]
     made = client.chat.completions.create(
-        model=crowd.NAME, messages=messages, seed=5, temperature=1, max_completion_tokens=12, reasoning_effort="low"
+        model=NAME, messages=messages, seed=5, temperature=1, max_completion_tokens=12, reasoning_effort="low"
     )
     [job] = alone.jobs.text_dialogue([[Message("user", "the cat")]], thinking=True, seeds=[5])
     assert made.object == "chat.completion" and made.choices[0].message.role == "assistant"
@@ -59,10 +61,10 @@ def test_chat(client, alone):
 
 
 def test_streamed_chat_with_sound_and_a_second_turn(client, alone):
-    part, wave = crowd.audio_part(0.7, 3, "flac")
+    part, wave = audio_part(0.7, 3, "flac")
     user = {"role": "user", "content": [part]}
     options = {
-        "model": crowd.NAME,
+        "model": NAME,
         "modalities": ["text", "audio"],
         "audio": {"voice": "ben", "format": "pcm16"},
         "max_tokens": 14,
@@ -77,7 +79,7 @@ def test_streamed_chat_with_sound_and_a_second_turn(client, alone):
     assert reasons[-1] in ("stop", "length") and set(reasons[:-1]) == {None}
     told = [chunk.choices[0].delta.to_dict().get("audio") or {} for chunk in chunks[:-1]]
     heard = np.frombuffer(b"".join(base64.b64decode(t.get("data") or "") for t in told), np.int16)
-    [job] = alone.jobs.spoken_dialogue([[Message("user", wave)]], voice=crowd.voice_codes("ben"), seeds=[9])
+    [job] = alone.jobs.spoken_dialogue([[Message("user", wave)]], voice=voice_codes("ben"), seeds=[9])
     pieces = list(alone.stream(job, max_new=14))
     answer = pieces[-1].answer
     assert "".join(t.get("transcript") or "" for t in told) == "".join(piece.text for piece in pieces)
@@ -93,7 +95,7 @@ def test_streamed_chat_with_sound_and_a_second_turn(client, alone):
         Message("assistant", Speech(answer.text, answer.codes)),
         Message("user", "and then"),
     ]
-    [job] = alone.jobs.spoken_dialogue([dialogue], voice=crowd.voice_codes("ben"), seeds=[4])
+    [job] = alone.jobs.spoken_dialogue([dialogue], voice=voice_codes("ben"), seeds=[4])
     [answer] = alone.answer([job], max_new=14)
     assert (made.content, made.audio.transcript) == (None, answer.text)
     np.testing.assert_array_equal(np.frombuffer(base64.b64decode(made.audio.data), np.int16), samples(answer.wave))
@@ -107,7 +109,7 @@ def test_streamed_chat_with_sound_and_a_second_turn(client, alone):
 def test_speech(client, alone, kind):
     more = {"seed": 3, "max_tokens": 14}
     with client.audio.speech.with_streaming_response.create(
-        model=crowd.NAME, input="the cat", voice="default", response_format=kind, extra_body=more
+        model=NAME, input="the cat", voice="default", response_format=kind, extra_body=more
     ) as response:
         data = response.read()
     [job] = alone.jobs.tts(["the cat"], seeds=[3])
@@ -120,7 +122,7 @@ def test_speech(client, alone, kind):
         heard = np.frombuffer(data, np.int16)
     else:
         heard, rate = soundfile.read(io.BytesIO(data), dtype="int16")
-        assert rate == crowd.RATE
+        assert rate == RATE
     if kind in ("mp3", "opus"):
         assert abs(len(heard) - len(wave)) < 3000
     else:
@@ -128,20 +130,20 @@ def test_speech(client, alone, kind):
 
 
 def test_speech_in_a_voice(client):
-    made = client.audio.speech.create(model=crowd.NAME, input="the cat", voice="anna", response_format="wav")
+    made = client.audio.speech.create(model=NAME, input="the cat", voice="anna", response_format="wav")
     assert made.read()[:4] == b"RIFF"
     with pytest.raises(openai.BadRequestError, match="choose one of default, anna, ben") as caught:
-        client.audio.speech.create(model=crowd.NAME, input="x", voice="../voices/anna.wav")
+        client.audio.speech.create(model=NAME, input="x", voice="../voices/anna.wav")
     assert caught.value.param == "voice" and caught.value.code == "unknown_voice"
 
 
 def test_transcriptions(client, alone):
-    wave = crowd.wave_of(0.9, 5)
-    file = ("a.wav", crowd.file_of(wave, "WAV"))
-    [job] = alone.jobs.asr([sound.decode(Recording(file[1], "file"), crowd.RATE, 9)], seeds=[2])
+    wave = wave_of(0.9, 5)
+    file = ("a.wav", file_of(wave, "WAV"))
+    [job] = alone.jobs.asr([sound.decode(Recording(file[1], "file"), RATE, 9)], seeds=[2])
     [answer] = alone.answer([job], max_new=14, text_sampling=Sampling(True, 1.0))
     assert answer.text
-    options = {"model": crowd.NAME, "file": file, "temperature": 1, "extra_body": {"seed": 2, "max_tokens": 14}}
+    options = {"model": NAME, "file": file, "temperature": 1, "extra_body": {"seed": 2, "max_tokens": 14}}
     made = client.audio.transcriptions.create(**options)
     assert made.text == answer.text and made.usage.input_token_details.audio_tokens > 0
     assert client.audio.transcriptions.create(**options, response_format="text").rstrip("\n") == answer.text
@@ -153,8 +155,8 @@ def test_transcriptions(client, alone):
 
 
 def test_what_the_endpoint_says_of_itself(served, client):
-    assert [model.id for model in client.models.list()] == [crowd.NAME]
-    assert client.models.retrieve(crowd.NAME).id == crowd.NAME
+    assert [model.id for model in client.models.list()] == [NAME]
+    assert client.models.retrieve(NAME).id == NAME
     with pytest.raises(openai.NotFoundError, match="here it is 'tiny'"):
         client.models.retrieve("gpt-4o")
     assert httpx.get(f"{served.url}/v1/audio/voices").json() == {"voices": ["default", "anna", "ben"]}
@@ -206,7 +208,7 @@ def test_key_places_and_time(alone, voices):
         assert refused.json()["error"]["type"] == "rate_limit_error"
         for response in (late, late_stream):
             assert response.status_code == 504 and "longer than 0.5 s" in response.json()["error"]["message"]
-        assert crowd.idle(served.url)["requests"] == 0
+        assert idle(served.url)["requests"] == 0
 
         # A body that does not come.
         host, port = served.url[7:].split(":")

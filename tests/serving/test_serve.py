@@ -8,7 +8,7 @@ import sys
 import httpx
 import pytest
 
-from benchmarks import serving as crowd
+from benchmarks.crowd.tiny_model import NAME, start
 
 
 @pytest.mark.parametrize(
@@ -30,10 +30,10 @@ def test_mistakes_are_told_in_a_line(flags, message):
 
 
 def test_start_and_end(folder):
-    process, url = crowd.start(folder, "--max_batch=1", "--no-warm_up", "--host=0.0.0.0")
+    process, url = start(folder, "--max_batch=1", "--no-warm_up", "--host=0.0.0.0")
     try:
         assert httpx.get(f"{url}/health", timeout=60).json()["status"] == "ok"
-        assert httpx.get(f"{url}/v1/models", timeout=60).json()["data"][0]["id"] == crowd.NAME
+        assert httpx.get(f"{url}/v1/models", timeout=60).json()["data"][0]["id"] == NAME
     finally:
         os.kill(process.pid, signal.SIGTERM)
     assert process.wait(60) == 0
@@ -42,12 +42,12 @@ def test_start_and_end(folder):
 def test_the_demo_beside_the_api(folder):
     pytest.importorskip("gradio", reason="the demo needs gradio (requirements of serving)")
     more = ("--demo", "--api_key=secret", "--max_batch=1", "--no-warm_up", "--stop_seconds=60")
-    process, url = crowd.start(folder, *more)
+    process, url = start(folder, *more)
     try:
         with httpx.Client(base_url=url, timeout=60, follow_redirects=True) as browser:
             assert browser.get("/v1/models").status_code == 401
             key = {"Authorization": "Bearer secret"}
-            assert browser.get("/v1/models", headers=key).json()["data"][0]["id"] == crowd.NAME
+            assert browser.get("/v1/models", headers=key).json()["data"][0]["id"] == NAME
             assert browser.get("/demo/config").status_code == 401
             assert browser.post("/demo/login", data={"username": "mimo", "password": "no"}).status_code == 400
             assert browser.post("/demo/login", data={"username": "mimo", "password": "secret"}).status_code == 200

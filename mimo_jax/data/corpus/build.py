@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from mimo_jax.data import audio, manifest
+from mimo_jax.data import audio, manifest, manifest_files
 from mimo_jax.data.corpus import espeak, noise
 from mimo_jax.data.corpus.plan import CorpusConfig, Utterance, generator, plan_corpus
 from mimo_jax.data.manifest import Record, TextRecord
@@ -95,12 +95,12 @@ def build_corpus(
         chunks = [utterances[i : i + _CHUNK] for i in range(0, len(utterances), _CHUNK)]
         _synthesise_missing(out, parts, chunks, workers, progress)
         records = [manifest.from_json(line) for i in range(len(chunks)) for line in _lines(_part(parts, i))]
-        manifest.write_manifest(out / manifest.MANIFEST_NAME, records)
-        manifest.write_texts(out / manifest.TEXTS_NAME, written)
+        manifest_files.write_manifest(out / manifest_files.MANIFEST_NAME, records)
+        manifest_files.write_texts(out / manifest_files.TEXTS_NAME, written)
         summary = json.dumps(_summary(config, fingerprint, records, written), indent=1) + "\n"
         write_text(out / SUMMARY_NAME, summary)
     shutil.rmtree(parts, ignore_errors=True)
-    return out / manifest.MANIFEST_NAME
+    return out / manifest_files.MANIFEST_NAME
 
 
 def synthesise(utterance: Utterance) -> np.ndarray:
@@ -210,7 +210,7 @@ def _is_complete(out: Path, parts: Path, fingerprint: str) -> bool:
         if summary.get("fingerprint") == fingerprint:
             return True
         others = [f"a corpus made with {summary.get('config')}"]
-    elif not parts.exists() and not others and (out / manifest.MANIFEST_NAME).exists():
+    elif not parts.exists() and not others and (out / manifest_files.MANIFEST_NAME).exists():
         others = ["a manifest that is not of the built-in corpus"]
     if others:
         raise CorpusError(

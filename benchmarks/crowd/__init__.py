@@ -1,0 +1,1 @@
+"""Requests of all kinds at once, good and bad, to a served tiny model: `benchmarks/serving.py` and tests send them."""
