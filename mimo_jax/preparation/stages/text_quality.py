@@ -24,7 +24,7 @@ def normalised(text: str) -> str:
 
 
 def has_control_characters(text: str) -> bool:
-    """Whether there are any beside tab and line break, by the rule of `mimo_jax.data.manifest`."""
+    """Whether there are any of ASCII beside tab and line break."""
     return any(ord(c) < 32 and c not in "\t\n" or ord(c) == 127 for c in text)
 
 
