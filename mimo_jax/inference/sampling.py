@@ -52,6 +52,7 @@ class Sampling:
 GREEDY = Sampling(do_sample=False)
 
 _BLOCK = 32
+_MOST = np.iinfo(np.int32).max
 
 
 class Settings(NamedTuple):
@@ -68,7 +69,7 @@ def settings(rows: Sequence[Sampling]) -> Settings:
     columns = (
         np.array([r.do_sample for r in rows], np.bool_),
         np.array([1.0 if r.temperature is None else r.temperature for r in rows], np.float32),
-        np.array([r.top_k or 0 for r in rows], np.int32),
+        np.array([min(r.top_k or 0, _MOST) for r in rows], np.int32),
         np.array([0.0 if not r.top_p or r.top_p > 1 else r.top_p for r in rows], np.float32),
     )
     return Settings(*jax.device_put(columns))
@@ -166,7 +167,10 @@ def choose(scores: Array, forbidden: Array, chosen: Settings, bits: Array) -> Ar
             floor = jnp.take_along_axis(pool, token[:, None], axis=-1)[:, 0]
             return count + 1, token, floor, done | survives
 
-        start = (jnp.int32(0), best, jnp.full(best.shape, -jnp.inf), ~chosen.do_sample)
+        # Scores beyond float32, as a tiny temperature makes them, have no probabilities: the best token, not a search
+        # that never ends.
+        done = ~chosen.do_sample | jnp.isnan(weights[:, 0])
+        start = (jnp.int32(0), best, jnp.full(best.shape, -jnp.inf), done)
         return jax.lax.while_loop(lambda state: ~state[3].all(), attempt, start)[1]
 
     return jax.lax.cond(chosen.do_sample.any(), sampled, lambda: best)

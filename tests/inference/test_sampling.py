@@ -140,6 +140,15 @@ def test_bits_differ_by_seed_position_and_place():
     assert len(np.unique(numbers[:3])) == 15
 
 
+@pytest.mark.parametrize("temperature", [1e-37, 1e-46])
+@pytest.mark.parametrize("top_p", [None, 0.9])
+def test_a_tiny_temperature_takes_the_best_token(temperature, top_p):
+    scores = np.array([[1.0, 3.0, 100.0, -2.0], [1.0, 2.0, 3.0, 4.0]], np.float32)
+    rows = settings([Sampling(True, temperature, top_p=top_p), Sampling(top_k=2**40)])
+    drawn = np.array([CHOOSE(scores, np.zeros((1, 4), bool), rows, bits([seed, seed])) for seed in range(20)])
+    assert (drawn[:, 0] == 2).all() and len(np.unique(drawn[:, 1])) > 1
+
+
 @pytest.mark.parametrize("bad", [{"temperature": 0.0}, {"temperature": -1.0}, {"top_k": -1}, {"top_p": -0.1}])
 def test_bad_settings_are_named(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
