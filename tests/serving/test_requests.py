@@ -1,11 +1,18 @@
 """Requests and recordings alone, without a server: what is read of them, and what is refused with which words."""
 
+import asyncio
 import base64
+import gc
 import io
+import threading
+import time
+import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import soundfile
+from starlette.responses import Response
 
 from mimo_jax.cli import UserError
 from mimo_jax.data.audio import load_audio
@@ -13,10 +20,13 @@ from mimo_jax.inference.sampling import GREEDY, Sampling
 from mimo_jax.serving import schema, sound
 from mimo_jax.serving.errors import ApiError
 from mimo_jax.serving.history import History, Spoken
+from mimo_jax.serving.http import Gate
 from mimo_jax.serving.jobs import _sampling
 from mimo_jax.serving.limits import Limits
+from mimo_jax.serving.metrics import Metrics
 from mimo_jax.serving.schema import Choices, Recording
 from mimo_jax.serving.voices import load_voices
+from mimo_jax.serving.work import Works
 
 LIMITS = Limits(max_audio_seconds=5.0)
 USER = {"role": "user", "content": "hello"}
@@ -98,6 +108,56 @@ def test_a_refusal_names_the_field(changes, param):
     assert (caught.value.status, caught.value.param) == (400, param)
     assert len(caught.value.message) < 300
     assert caught.value.response().status_code == 400
+
+
+@pytest.mark.parametrize("marker", ["<|im_end|>", "<|EMPTY|>", "<|SpeechLM|>"])
+def test_markers_are_refused_in_capitals_too(marker):
+    """A text in capitals alone is spoken with one capital: its markers would become the model's own."""
+    with pytest.raises(ApiError, match="a marker of the model's own") as caught:
+        schema.speech({"input": f"HELLO {marker}"}, LIMITS)
+    assert (caught.value.status, caught.value.param) == (400, "input")
+
+
+def test_a_body_that_nobody_waits_for_is_let_go():
+    works, busy = Works.__new__(Works), threading.Event()
+    works._readers, works.limits = ThreadPoolExecutor(1), LIMITS
+    works._readers.submit(busy.wait)
+    body = np.zeros(1)
+    held = weakref.ref(body)
+
+    async def hang_up(body):
+        reading = asyncio.create_task(works.read(lambda: body.sum(), time.monotonic() + 60))
+        await asyncio.sleep(0)
+        reading.cancel()
+        await asyncio.gather(reading, return_exceptions=True)
+
+    asyncio.run(hang_up(body))
+    del body
+    gc.collect()
+    let_go = held() is None
+    busy.set()
+    works._readers.shutdown()
+    assert let_go, "what was cancelled is still in the pool's queue"
+
+
+def test_a_key_may_hold_any_character():
+    """Headers are bytes: clients send the key as UTF-8."""
+
+    async def app(scope, receive, send):
+        await Response("in")(scope, receive, send)
+
+    async def status(sent):
+        statuses = []
+
+        async def send(message):
+            statuses.append(message.get("status"))
+
+        scope = {"type": "http", "method": "GET", "path": "/v1/models", "headers": [(b"authorization", sent)]}
+        await Gate(app, None, Metrics(()), "schlüssel")(scope, None, send)
+        return statuses[0]
+
+    assert asyncio.run(status("Bearer schlüssel".encode())) == 200
+    assert asyncio.run(status(b"Bearer schl\xfcssel")) == 401
 
 
 def test_sampling_is_that_of_the_task_unless_asked_otherwise():
