@@ -8,6 +8,7 @@ import threading
 import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from starlette.responses import Response
 
 from mimo_jax.cli import UserError
 from mimo_jax.data.audio import load_audio
+from mimo_jax.inference.requests import RequestError
 from mimo_jax.inference.sampling import GREEDY, Sampling
 from mimo_jax.serving import schema, sound
 from mimo_jax.serving.errors import ApiError
@@ -26,6 +28,7 @@ from mimo_jax.serving.limits import Limits
 from mimo_jax.serving.metrics import Metrics
 from mimo_jax.serving.schema import Choices, Recording
 from mimo_jax.serving.voices import load_voices
+from mimo_jax.serving.warm_up import warm_up
 from mimo_jax.serving.work import Works
 
 LIMITS = Limits(max_audio_seconds=5.0)
@@ -254,6 +257,27 @@ def test_history_forgets():
     short = History(seconds=-1)
     short.keep("a", Spoken("a", np.zeros((1, 1), np.int32)))
     assert short.find("a") is None
+
+
+def test_the_warm_up_leaves_out_what_does_not_fit():
+    """Such as recordings of 30 s where --max_positions is small."""
+    said = []
+
+    class Model:
+        sample_rate, jobs = 100, SimpleNamespace(tts=lambda texts: texts, text_dialogue=lambda dialogues: dialogues)
+
+        def asr(self, waves, max_new):
+            if len(waves[0]) > 1000:
+                raise RequestError("too long")
+
+        def stream(self, job, max_new):
+            return []
+
+        def answer(self, jobs, max_new):
+            said.append(f"answered {len(jobs)}")
+
+    warm_up(Model(), 2, 60.0, said.append)
+    assert sum("too long" in line for line in said) == 1 and said[-1] == "answered 2"
 
 
 def test_limits_are_positive():
