@@ -227,10 +227,14 @@ def _decode(path: str | os.PathLike[str], file: Any, first: int, count: int, max
         raise AudioError(
             "truncated", path, f"decoding stops after {first + done} of {first + count} frames ({error})"
         ) from error
-    slack = _MP3_SLACK_FRAMES if "MPEG" in file.subtype else 0
-    if done < count - slack or done == 0:
+    if done < count - slack_frames(file) or done == 0:
         raise AudioError("truncated", path, f"only {first + done} of {first + count} frames can be decoded")
     return np.concatenate(blocks)
+
+
+def slack_frames(file: Any) -> int:
+    """Frames that may lack of those which the header of an open `soundfile.SoundFile` counts."""
+    return _MP3_SLACK_FRAMES if "MPEG" in file.subtype else 0
 
 
 def check_file(path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from mimo_jax.data.audio import RATE_LIMITS, SAMPLE_RATE, check_file, open_error
+from mimo_jax.data.audio import RATE_LIMITS, SAMPLE_RATE, check_file, open_error, slack_frames
 from mimo_jax.data.references import AudioError
 
 
@@ -72,3 +72,5 @@ def _decoded(path: Path, file: Any, size: int) -> Iterator[np.ndarray]:
         yield block.mean(axis=1, dtype=np.float32)
     if done == 0:
         raise AudioError("corrupt", path, "nothing can be decoded")
+    if done < file.frames - slack_frames(file):
+        raise AudioError("truncated", path, f"only {done} of {file.frames} frames can be decoded")
