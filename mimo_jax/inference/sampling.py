@@ -106,19 +106,24 @@ def draw(probabilities: Array, uniform: Array) -> Array:
     """
     rows, size = probabilities.shape
     blocks = jnp.pad(probabilities, ((0, 0), (0, -size % _BLOCK))).reshape(rows, -1, _BLOCK)
-    cumulative = jnp.cumsum(blocks.sum(-1), axis=-1)
-    point = _below(uniform * cumulative[:, -1], cumulative[:, -1])
-    chosen = (cumulative <= point[:, None]).sum(-1)
+    sums = blocks.sum(-1)
+    cumulative = jnp.cumsum(sums, axis=-1)
+    point = uniform * cumulative[:, -1]
+    chosen = _first_beyond(cumulative, sums, point)
     before = jnp.take_along_axis(cumulative, jnp.maximum(chosen - 1, 0)[:, None], axis=1)[:, 0]
     block = jnp.take_along_axis(blocks, chosen[:, None, None], axis=1)[:, 0]
-    within = jnp.cumsum(block, axis=-1)
-    rest = _below(point - jnp.where(chosen > 0, before, 0.0), within[:, -1])
-    return (chosen * _BLOCK + (within <= rest[:, None]).sum(-1)).astype(jnp.int32)
+    rest = point - jnp.where(chosen > 0, before, 0.0)
+    return chosen * _BLOCK + _first_beyond(jnp.cumsum(block, axis=-1), block, rest)
 
 
-def _below(point: Array, total: Array) -> Array:
-    """Below the total whatever the rounding, so that the index ends at a token of positive probability."""
-    return jnp.minimum(point, jnp.nextafter(total, jnp.zeros_like(total)))
+def _first_beyond(cumulative: Array, parts: Array, point: Array) -> Array:
+    """First index [N] of a positive part [N, M] whose cumulative sum is above the point [N]; else the last positive.
+
+    A parallel sum rounds: it may grow by a bit where nothing was added, and end below the total.
+    """
+    index = jax.lax.broadcasted_iota(jnp.int32, parts.shape, 1)
+    beyond = jnp.where((parts > 0) & (cumulative > point[:, None]), index, parts.shape[1]).min(-1)
+    return jnp.clip(beyond, 0, jnp.where(parts > 0, index, 0).max(-1))
 
 
 def first_best(scores: Array) -> Array:
