@@ -25,7 +25,8 @@ repositories of the Hugging Face hub. What each task takes:
 
 Answers go to OUT/results.jsonl, one JSON object a line, speech to OUT/ID.wav. With --manifest, every usable record is
 an input (audio, text, instruction as --style, first question of qa as --question); a record that cannot be read or is
-too long gets a line with its error. Started again, a manifest run goes on after the records that are done.
+too long gets a line with its error. Started again, a manifest run goes on after the records that are done. Names that
+cannot be those of files ("a/b") get a checksum: the line's `audio` says which file it is.
 """
 
 from __future__ import annotations

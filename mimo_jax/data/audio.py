@@ -44,7 +44,7 @@ MAX_SECONDS = 3600.0
 SILENCE_PEAK = 1e-4
 RATE_LIMITS = (4_000, 384_000)
 """Sample rates (Hz) that audio is recorded at."""
-_BLOCK_FRAMES = 1 << 20
+_BLOCK_SAMPLES = 1 << 21
 # Mean rounding of `end` in hand-made manifests: an end this much past the last sample is taken as the last sample.
 _END_TOLERANCE_SECONDS = 0.1
 # An MP3 header counts whole frames of 1,152 samples and encoders disagree on the last one.
@@ -209,12 +209,13 @@ def _decode(path: str | os.PathLike[str], file: Any, first: int, count: int, max
     import soundfile
 
     limit = int(max_seconds * file.samplerate)
+    size = max(1, _BLOCK_SAMPLES // file.channels)  # hundreds of channels compress to nothing
     blocks: list[np.ndarray] = []
     done = 0
     try:
         file.seek(first)
         while done < count:
-            block = file.read(min(_BLOCK_FRAMES, count - done), dtype="float32", always_2d=True)
+            block = file.read(min(size, count - done), dtype="float32", always_2d=True)
             if len(block) == 0:
                 break
             blocks.append(block.mean(axis=1, dtype=np.float32))

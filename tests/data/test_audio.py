@@ -165,3 +165,20 @@ def test_wav_of_unknown_length_is_read(tmp_path: Path) -> None:
     data[place : place + 4] = data[4:8] = b"\xff\xff\xff\xff"
     path.write_bytes(bytes(data))
     assert len(load_audio(path)) == 24_000
+
+
+def test_many_channels_are_read_in_shorter_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small compressed file may hold hundreds."""
+    wave = np.random.default_rng(0).normal(0, 0.1, (4000, 64)).astype(np.float32)
+    soundfile.write(tmp_path / "a.wav", wave, 8000, subtype="FLOAT")
+    sizes, read = [], soundfile.SoundFile.read
+
+    def noted(self: soundfile.SoundFile, *args: object, **options: object) -> np.ndarray:
+        block = read(self, *args, **options)
+        sizes.append(block.size)
+        return block
+
+    monkeypatch.setattr(soundfile.SoundFile, "read", noted)
+    monkeypatch.setattr(audio, "_BLOCK_SAMPLES", 1000)
+    np.testing.assert_array_equal(load_audio(tmp_path / "a.wav", 8000), wave.mean(axis=1))
+    assert max(sizes) <= 1000
