@@ -214,6 +214,15 @@ def test_an_hour_in_a_small_file_is_refused_before_it_is_decoded():
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # KiB
 
 
+def test_flac_that_does_not_say_how_long_it_is():
+    """As it comes out of a pipe: not "384307168202282.3 s, send less"."""
+    data = bytearray(file_of(tone(1.0), kind="FLAC"))
+    data[21] &= 0xF0  # the 36-bit sample count
+    data[22:26] = bytes(4)
+    with pytest.raises(ApiError, match="write it anew"):
+        sound.decode(Recording(bytes(data), "file"), 24000, 5.0)
+
+
 @pytest.mark.parametrize("kind", ["wav", "pcm", "flac", "mp3", "opus"])
 def test_sound_in_parts_is_that_of_the_whole(kind):
     wave = tone(0.5).astype(np.float32)
