@@ -25,7 +25,8 @@ repositories of the Hugging Face hub. What each task takes:
 
 Answers go to OUT/results.jsonl, one JSON object a line, speech to OUT/ID.wav. With --manifest, every usable record is
 an input (audio, text, instruction as --style, first question of qa as --question); a record that cannot be read or is
-too long gets a line with its error. Started again, a manifest run goes on after the records that are done.
+too long gets a line with its error. Started again, a manifest run goes on after the records that are done. Names that
+cannot be those of files ("a/b") get a checksum: the line's `audio` says which file it is.
 """
 
 from __future__ import annotations
@@ -78,10 +79,14 @@ def answer(model: MimoAudio, options: argparse.Namespace, items: Sequence[Item])
         shown, folder = inputs.read_json(options.examples), Path(options.examples).parent
         try:
             examples = [
-                (inputs.load(folder / e["source"], rate), Speech(e["text"], inputs.load(folder / e["target"], rate)))
+                (
+                    inputs.load(folder / e["source"], rate),
+                    Speech(inputs.words(e["text"]), inputs.load(folder / e["target"], rate)),
+                )
                 for e in shown["examples"]
             ]
-            requests = [Conversion(shown["instruction"], examples, audio) for audio in audios]
+            instruction = inputs.words(shown["instruction"])
+            requests = [Conversion(instruction, examples, audio) for audio in audios]
         except (KeyError, TypeError) as error:
             raise UserError(f"{options.examples}: lacks {error}; see --help for its form") from error
         return model.speech_to_speech(requests, **more)
@@ -109,24 +114,35 @@ def _answers(
 
 
 class Results:
-    """`results.jsonl` of a folder: what is there already, and appending to it."""
+    """`results.jsonl` of a folder: what is there already, and appending to it.
+
+    What is there stays until there is something to add: a mistake in the input costs no earlier results.
+    """
 
     def __init__(self, folder: Path, run: dict[str, Any], resume: bool):
-        self.folder, self._file = folder, folder / "results.jsonl"
-        folder.mkdir(parents=True, exist_ok=True)
-        settings, lines = folder / "run.json", []
-        if resume and settings.is_file() and self._file.is_file():
-            if inputs.read_json(settings) != run:
-                raise UserError(f"{folder} holds results of other settings (see {settings}); choose another --out")
+        self.folder, self._file, self._settings, self._run = folder, folder / "results.jsonl", folder / "run.json", run
+        self._lines: list[bytes] = []
+        self._begun = False
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--out={folder}: {error.strerror}; choose another folder") from error
+        if resume and self._settings.is_file() and self._file.is_file():
+            if inputs.read_json(self._settings) != run:
+                raise UserError(
+                    f"{folder} holds results of other settings (see {self._settings}); choose another --out"
+                )
             # A killed run may have left half a line.
-            lines = [line for line in self._file.read_bytes().splitlines(True) if line.endswith(b"\n")]
-        with replacing(self._file) as partial:
-            partial.write_bytes(b"".join(lines))
-        write_text(settings, json.dumps(run, indent=2) + "\n")
-        self.done = {json.loads(line)["id"] for line in lines}
+            self._lines = [line for line in self._file.read_bytes().splitlines(True) if line.endswith(b"\n")]
+        self.done = {json.loads(line)["id"] for line in self._lines}
 
     def add(self, entries: Sequence[dict[str, Any]]) -> None:
         """Appends lines, all or (but for a kill) none."""
+        if not self._begun:
+            with replacing(self._file) as partial:
+                partial.write_bytes(b"".join(self._lines))
+            write_text(self._settings, json.dumps(self._run, indent=2) + "\n")
+            self._begun = True
         with self._file.open("ab") as file:
             file.write(b"".join(json.dumps(entry, ensure_ascii=False).encode() + b"\n" for entry in entries))
 
@@ -138,7 +154,7 @@ class Results:
         if made.wave is not None:
             values["seconds"] = round(len(made.wave) / sample_rate, 3)
             if len(made.wave):
-                values["audio"] = f"{item.id.replace('/', '_')}.wav"
+                values["audio"] = inputs.wav_name(item.id)
                 write_wav(self.folder / values["audio"], made.wave, sample_rate)
         return values
 
@@ -148,7 +164,9 @@ def generate(options: argparse.Namespace) -> None:
     if not options.task:
         raise UserError("--task is missing; `python -m mimo_jax.generate --help` explains")
     inputs.check(options)
-    run = {name: value for name, value in sorted(vars(options).items()) if name not in ("out", "batch", "manifest")}
+    run = {name: value for name, value in sorted(vars(options).items()) if name not in ("out", "batch")}
+    if options.manifest:
+        run["manifest"] = str(Path(options.manifest).resolve())  # others have records of the same names
     results = Results(Path(options.out), run, resume=bool(options.manifest))
     model = shared.load(options, max_batch=options.batch, max_positions=options.max_positions)
     if options.manifest:
@@ -173,6 +191,7 @@ def generate(options: argparse.Namespace) -> None:
             print(json.dumps(entry, ensure_ascii=False))
         if options.manifest:
             print(f"{len(results.done) + count} done, {count / (time.monotonic() - started):.1f}/s", file=sys.stderr)
+    results.add([])  # there may have been none
 
 
 def _chunks(inputs: Iterator[Item | tuple[str, str]], size: int) -> Iterator[list[Item | tuple[str, str]]]:

@@ -1,5 +1,6 @@
 """The commands that use a model: what names it, mistakes, a run over a manifest with bad records, resuming it."""
 
+import argparse
 import json
 import re
 import subprocess
@@ -10,12 +11,13 @@ import numpy as np
 import pytest
 
 from mimo_jax import convert, generate, transcribe
+from mimo_jax.cli import UserError
 from mimo_jax.data.audio import write_wav
 from mimo_jax.data.manifest import Record
 from mimo_jax.data.manifest_files import write_manifest
 from mimo_jax.data.text_tokenizer import train_text_tokenizer
 from mimo_jax.inference.decoding import TASKS
-from mimo_jax.inference.inputs import SOURCES
+from mimo_jax.inference.inputs import SOURCES, from_options, wav_name
 from mimo_jax.interop import hf
 from tests.inference.test_tasks import tiny_config
 
@@ -62,12 +64,18 @@ def model_flags(folders):
         (["MODEL", "--task=instruct_tts", "--text=x"], "needs --style"),
         (["MODEL", "--task=asr", "--audio=a.wav", "--manifest=x"], "either --manifest or inputs"),
         (["MODEL", "--task=asr", "--audio=nowhere.wav"], "nowhere.wav: missing"),
+        (["MODEL", "--task=tts", "--text=x", "--voice=v.wav"], "--task=tts takes no --voice"),
+        (["MODEL", "--task=asr", "--audio=a.wav", "--thinking"], "--task=asr takes no --thinking"),
+        (["MODEL", "--task=tts", "--text=LOUD <|EMPTY|>"], "holds <|empty|>"),
+        (["MODEL", "--task=asr", "--audio=a.wav", "--out=/dev/null"], "--out=/dev/null: "),
         (["MODEL", "--task=asr", "--manifest=/nowhere"], "--manifest: "),
     ],
 )
 def test_mistakes_are_named(folders, tmp_path, capsys, flags, message):
     expanded = [part for flag in flags for part in (model_flags(folders) if flag == "MODEL" else [flag])]
-    assert generate.main([*expanded, f"--out={tmp_path}"]) == 2
+    (tmp_path / "results.jsonl").write_text("earlier")
+    assert generate.main([f"--out={tmp_path}", *expanded]) == 2
+    assert (tmp_path / "results.jsonl").read_text() == "earlier"
     error = capsys.readouterr().err
     assert message in error and error.startswith("error: ")
 
@@ -89,6 +97,62 @@ def test_manifest_with_resume(folders, tmp_path, capsys):
     capsys.readouterr()
     assert generate.main([*flags, "--max_new=5", f"--out={tmp_path / 'cut'}"]) == 2
     assert "other settings" in capsys.readouterr().err
+
+
+def test_another_manifest_has_other_records(folders, tmp_path, capsys):
+    flags = [*model_flags(folders), "--task=pretrain_asr", "--max_new=4", f"--out={tmp_path / 'out'}"]
+    manifests = [tmp_path / name / "manifest.jsonl" for name in "ab"]
+    for number, manifest in enumerate(manifests):
+        write_manifest(manifest, [Record("0", str(folders[0] / f"{number}.wav"), "the cat", split="train")])
+    assert generate.main([*flags, f"--manifest={manifests[0]}"]) == 0
+    assert generate.main([*flags, f"--manifest={manifests[1]}"]) == 2
+    assert "other settings" in capsys.readouterr().err
+
+
+def test_speech_of_a_manifest(folders, tmp_path):
+    """Names that cannot be those of files, texts that cannot be spoken: no record costs another its result."""
+    texts = {"a/b": "the cat", "a_b": "the mat", "bad": "THE <|EMPTY|>", "n" * 250: "sat"}
+    records = [Record(name, "0.wav", text, split="train") for name, text in texts.items()]
+    write_manifest(tmp_path / "manifest.jsonl", records)
+    flags = [*model_flags(folders), "--task=pretrain_tts", f"--manifest={tmp_path}", "--max_new=12", "--seed=3"]
+    assert generate.main([*flags, f"--out={tmp_path / 'out'}"]) == 0
+    lines = [json.loads(line) for line in (tmp_path / "out" / "results.jsonl").read_text().splitlines()]
+    assert [line["id"] for line in lines] == list(texts)
+    assert ["error" in line for line in lines] == [False, False, True, False]
+    names = [wav_name(name) for name in texts]
+    assert len(set(names)) == 4 and names[1] == "a_b.wav" and max(map(len, names)) < 240
+    assert all(line["audio"] == name for line, name in zip(lines, names, strict=True) if "audio" in line)
+
+
+def test_an_answer_does_not_take_the_place_of_its_input(folders, tmp_path, capsys):
+    wave = (folders[0] / "0.wav").read_bytes()
+    (tmp_path / "0.wav").write_bytes(wave)
+    write_manifest(tmp_path / "manifest.jsonl", [Record("0", "0.wav", split="train")])
+    flags = [*model_flags(folders), "--task=continue_speech", "--max_new=4", f"--out={tmp_path}"]
+    assert generate.main([*flags, f"--audio={tmp_path / '0.wav'}"]) == 2
+    assert "would be overwritten" in capsys.readouterr().err
+    assert generate.main([*flags, f"--manifest={tmp_path}"]) == 0
+    assert "would be overwritten" in json.loads((tmp_path / "results.jsonl").read_text())["error"]
+    assert (tmp_path / "0.wav").read_bytes() == wave
+
+
+@pytest.mark.parametrize(
+    "turns, message",
+    [
+        ([], "the last turn must be the user's"),
+        ([{"role": "user", "text": "x"}, {"role": "assistant", "text": "y"}], "the last turn must be the user's"),
+        ([{"role": "assistant", "audio": "0.wav"}, {"role": "user", "text": "x"}], "of an assistant with its words"),
+        ([{"role": "user", "text": "x", "audio": "0.wav"}], "of a user without text"),
+        ([{"role": "user", "audio": 5}], "audio is the path"),
+        ([{"role": "user", "audio": None}], "a turn needs role"),
+        ([{"role": "user", "text": 5}], "5 is given as a text"),
+    ],
+)
+def test_dialogues_that_cannot_be_answered(folders, tmp_path, turns, message):
+    (tmp_path / "talk.json").write_text(json.dumps(turns))
+    options = argparse.Namespace(task="spoken_dialogue", audio=[], text=[], dialogue=tmp_path / "talk.json", seed=0)
+    with pytest.raises(UserError, match=message):
+        from_options(options, 24000)
 
 
 def test_what_is_too_long_spoils_no_other(folders, tmp_path, capsys):

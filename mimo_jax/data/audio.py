@@ -44,12 +44,14 @@ MAX_SECONDS = 3600.0
 SILENCE_PEAK = 1e-4
 RATE_LIMITS = (4_000, 384_000)
 """Sample rates (Hz) that audio is recorded at."""
-_BLOCK_FRAMES = 1 << 20
+_BLOCK_SAMPLES = 1 << 21
 # Mean rounding of `end` in hand-made manifests: an end this much past the last sample is taken as the last sample.
 _END_TOLERANCE_SECONDS = 0.1
 # An MP3 header counts whole frames of 1,152 samples and encoders disagree on the last one.
 _MP3_SLACK_FRAMES = 1152
 _UNKNOWN_SIZE = 0xFFFFFFFF
+UNKNOWN_FRAMES = 1 << 62
+"""Of `soundfile.SoundFile`: so many or more say that the header does not know."""
 
 
 def load_audio(
@@ -142,6 +144,7 @@ def _read(
             raise AudioError(
                 "bad_sample_rate", path, f"{file.samplerate} Hz, allowed are {RATE_LIMITS[0]} to {RATE_LIMITS[1]} Hz"
             )
+        check_length(path, file)
         first, count, to_the_end = _frame_range(path, file.frames, file.samplerate, start, end)
         if count > max_seconds * file.samplerate and not to_the_end:
             raise AudioError("too_long", path, f"{count / file.samplerate:.2f} s, the limit is {max_seconds:g} s")
@@ -209,12 +212,13 @@ def _decode(path: str | os.PathLike[str], file: Any, first: int, count: int, max
     import soundfile
 
     limit = int(max_seconds * file.samplerate)
+    size = max(1, _BLOCK_SAMPLES // file.channels)  # hundreds of channels compress to nothing
     blocks: list[np.ndarray] = []
     done = 0
     try:
         file.seek(first)
         while done < count:
-            block = file.read(min(_BLOCK_FRAMES, count - done), dtype="float32", always_2d=True)
+            block = file.read(min(size, count - done), dtype="float32", always_2d=True)
             if len(block) == 0:
                 break
             blocks.append(block.mean(axis=1, dtype=np.float32))
@@ -227,10 +231,24 @@ def _decode(path: str | os.PathLike[str], file: Any, first: int, count: int, max
         raise AudioError(
             "truncated", path, f"decoding stops after {first + done} of {first + count} frames ({error})"
         ) from error
-    slack = _MP3_SLACK_FRAMES if "MPEG" in file.subtype else 0
-    if done < count - slack or done == 0:
+    if done < count - slack_frames(file) or done == 0:
         raise AudioError("truncated", path, f"only {first + done} of {first + count} frames can be decoded")
     return np.concatenate(blocks)
+
+
+def check_length(path: str | os.PathLike[str], file: Any) -> None:
+    """Raises AudioError where the header of an open `soundfile.SoundFile` does not say how much there is."""
+    if file.frames >= UNKNOWN_FRAMES:  # libsndfile cannot find the end of it either
+        raise AudioError(
+            "corrupt",
+            path,
+            "the header does not say how long it is, as of FLAC from a pipe; write it anew (ffmpeg -i IN OUT.flac)",
+        )
+
+
+def slack_frames(file: Any) -> int:
+    """Frames that may lack of those which the header of an open `soundfile.SoundFile` counts."""
+    return _MP3_SLACK_FRAMES if "MPEG" in file.subtype else 0
 
 
 def check_file(path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from mimo_jax.data.audio import RATE_LIMITS, SAMPLE_RATE, check_file, open_error
+from mimo_jax.data.audio import RATE_LIMITS, SAMPLE_RATE, check_file, check_length, open_error, slack_frames
 from mimo_jax.data.references import AudioError
 
 
@@ -41,6 +41,7 @@ def stream_audio(
             raise AudioError("bad_sample_rate", path, f"{rate} Hz, allowed are {RATE_LIMITS[0]} to {RATE_LIMITS[1]} Hz")
         if file.frames <= 0:
             raise AudioError("zero_length", path, "the file holds no frames")
+        check_length(path, file)
         resampler = None if rate == sample_rate else soxr.ResampleStream(rate, sample_rate, 1, quality="HQ")
         for block in _decoded(path, file, max(1, round(block_seconds * rate))):
             made = block if resampler is None else resampler.resample_chunk(block)
@@ -72,3 +73,5 @@ def _decoded(path: Path, file: Any, size: int) -> Iterator[np.ndarray]:
         yield block.mean(axis=1, dtype=np.float32)
     if done == 0:
         raise AudioError("corrupt", path, "nothing can be decoded")
+    if done < file.frames - slack_frames(file):
+        raise AudioError("truncated", path, f"only {done} of {file.frames} frames can be decoded")

@@ -72,7 +72,9 @@ def postprocess(
     """
     if drop_last:
         text, audio = text[:-1], audio[:-1]
-    spelled = decode([int(i) for i in text]).strip()
+    # Without these ids: the bytes of a character may lie before and after a block of patches.
+    marks = (layout.special.empty, layout.special.eot, layout.special.eostm)
+    spelled = decode([int(i) for i in text if i not in marks]).strip()
     for marker in _MARKERS:
         spelled = spelled.replace(marker, "")
     thinking, answer = split_thinking(spelled)

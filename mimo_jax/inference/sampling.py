@@ -52,6 +52,7 @@ class Sampling:
 GREEDY = Sampling(do_sample=False)
 
 _BLOCK = 32
+_MOST = np.iinfo(np.int32).max
 
 
 class Settings(NamedTuple):
@@ -68,7 +69,7 @@ def settings(rows: Sequence[Sampling]) -> Settings:
     columns = (
         np.array([r.do_sample for r in rows], np.bool_),
         np.array([1.0 if r.temperature is None else r.temperature for r in rows], np.float32),
-        np.array([r.top_k or 0 for r in rows], np.int32),
+        np.array([min(r.top_k or 0, _MOST) for r in rows], np.int32),
         np.array([0.0 if not r.top_p or r.top_p > 1 else r.top_p for r in rows], np.float32),
     )
     return Settings(*jax.device_put(columns))
@@ -105,19 +106,24 @@ def draw(probabilities: Array, uniform: Array) -> Array:
     """
     rows, size = probabilities.shape
     blocks = jnp.pad(probabilities, ((0, 0), (0, -size % _BLOCK))).reshape(rows, -1, _BLOCK)
-    cumulative = jnp.cumsum(blocks.sum(-1), axis=-1)
-    point = _below(uniform * cumulative[:, -1], cumulative[:, -1])
-    chosen = (cumulative <= point[:, None]).sum(-1)
+    sums = blocks.sum(-1)
+    cumulative = jnp.cumsum(sums, axis=-1)
+    point = uniform * cumulative[:, -1]
+    chosen = _first_beyond(cumulative, sums, point)
     before = jnp.take_along_axis(cumulative, jnp.maximum(chosen - 1, 0)[:, None], axis=1)[:, 0]
     block = jnp.take_along_axis(blocks, chosen[:, None, None], axis=1)[:, 0]
-    within = jnp.cumsum(block, axis=-1)
-    rest = _below(point - jnp.where(chosen > 0, before, 0.0), within[:, -1])
-    return (chosen * _BLOCK + (within <= rest[:, None]).sum(-1)).astype(jnp.int32)
+    rest = point - jnp.where(chosen > 0, before, 0.0)
+    return chosen * _BLOCK + _first_beyond(jnp.cumsum(block, axis=-1), block, rest)
 
 
-def _below(point: Array, total: Array) -> Array:
-    """Below the total whatever the rounding, so that the index ends at a token of positive probability."""
-    return jnp.minimum(point, jnp.nextafter(total, jnp.zeros_like(total)))
+def _first_beyond(cumulative: Array, parts: Array, point: Array) -> Array:
+    """First index [N] of a positive part [N, M] whose cumulative sum is above the point [N]; else the last positive.
+
+    A parallel sum rounds: it may grow by a bit where nothing was added, and end below the total.
+    """
+    index = jax.lax.broadcasted_iota(jnp.int32, parts.shape, 1)
+    beyond = jnp.where((parts > 0) & (cumulative > point[:, None]), index, parts.shape[1]).min(-1)
+    return jnp.clip(beyond, 0, jnp.where(parts > 0, index, 0).max(-1))
 
 
 def first_best(scores: Array) -> Array:
@@ -166,7 +172,10 @@ def choose(scores: Array, forbidden: Array, chosen: Settings, bits: Array) -> Ar
             floor = jnp.take_along_axis(pool, token[:, None], axis=-1)[:, 0]
             return count + 1, token, floor, done | survives
 
-        start = (jnp.int32(0), best, jnp.full(best.shape, -jnp.inf), ~chosen.do_sample)
+        # Scores beyond float32, as a tiny temperature makes them, have no probabilities: the best token, not a search
+        # that never ends.
+        done = ~chosen.do_sample | jnp.isnan(weights[:, 0])
+        start = (jnp.int32(0), best, jnp.full(best.shape, -jnp.inf), done)
         return jax.lax.while_loop(lambda state: ~state[3].all(), attempt, start)[1]
 
     return jax.lax.cond(chosen.do_sample.any(), sampled, lambda: best)

@@ -15,6 +15,7 @@ ended by length keeps its last position, which the released code drops.
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, Protocol
 
@@ -204,8 +205,9 @@ class MimoAudio:
           ValueError: a job that cannot run.
         """
         decoding = job.decoding
-        updates = self.engine.stream(self.request(job, max_new, min_new, text_sampling, audio_sampling))
+        request = self.request(job, max_new, min_new, text_sampling, audio_sampling)
         decoder = streaming_decoder(self.codec, self.layout.group_size, lookahead) if decoding.spoken else None
+        updates = self.engine.stream(request)  # last: nobody would end it where something else fails
         listener = Listener(self.tokenizer.decode, self.layout, job.thinking, decoding.until)
         return self._pieces(job, updates, listener, decoder)
 
@@ -288,6 +290,10 @@ class MimoAudio:
 
     def _run(self, make: Callable[..., list[Job]], inputs: tuple[Any, ...], options: dict[str, Any]) -> list[Answer]:
         """Jobs of the inputs, answered: the options that `answer` knows go there, the others to `make`."""
+        for number, given in enumerate(inputs):
+            if isinstance(given, str | os.PathLike | np.ndarray):
+                what = repr(given)[:60]
+                raise ValueError(f"argument {number + 1} is {what}: tasks take lists; put it into one, [...]")
         ours = {name: options[name] for name in _ANSWER_OPTIONS if name in options}
         rest = {name: value for name, value in options.items() if name not in ours}
         return self.answer(make(*inputs, **rest), **ours)

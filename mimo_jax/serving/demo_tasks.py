@@ -89,7 +89,8 @@ def _numbers(sampling: Sampling) -> tuple[float, float, int]:
 def _sampling(temperature: float, top_p: float, top_k: float) -> Sampling:
     if temperature <= 0:
         return GREEDY
-    return Sampling(True, float(temperature), int(top_k) or None, None if top_p >= 1 else float(top_p))
+    # 0 would mean all tokens there, and the best one alone here.
+    return Sampling(True, float(temperature), int(top_k) or None, None if top_p >= 1 else max(float(top_p), 1e-6))
 
 
 # ----- inputs -> jobs -------------------------------------------------------------------------------------------------

@@ -84,7 +84,7 @@ class Gate:
         request = Request(scope, receive)
         if self._key and scope["path"] != "/health":
             scheme, _, key = request.headers.get("authorization", "").partition(" ")
-            if scheme.lower() != "bearer" or not hmac.compare_digest(key.strip().encode(), self._key):
+            if scheme.lower() != "bearer" or not hmac.compare_digest(key.strip().encode("latin-1"), self._key):
                 message = "the API key is missing or wrong; send the header `Authorization: Bearer KEY`"
                 raise ApiError(401, message, code="invalid_api_key")
         if scope["method"] != "POST":

@@ -142,7 +142,9 @@ class _Words:
                 where,
                 "string_above_max_length",
             )
-        found = next((token for token in (*CHAT_TOKENS, *SPEECH_TOKENS) if token in text), None)
+        # In any case: the prompts of speech change that of texts in capitals.
+        lowered = text.lower()
+        found = next((token for token in (*CHAT_TOKENS, *SPEECH_TOKENS) if token.lower() in lowered), None)
         if found:
             raise bad(f"{where} holds {found!r}, a marker of the model's own; take it out", where, "invalid_value")
         return text

@@ -60,7 +60,8 @@ def _checked_limit(recording: Recording, max_seconds: float) -> float:
     if channels > _MAX_CHANNELS:
         raise bad(f"{where} has {channels} channels; at most {_MAX_CHANNELS} are taken", where, "invalid_audio")
     limit = max_seconds * min(1.0, _REFERENCE_RATE / max(rate, 1))
-    if frames > limit * rate:
+    # Where the header does not know, the reader says so.
+    if limit * rate < frames < audio.UNKNOWN_FRAMES:
         raise bad(
             f"{where} has {frames / rate:.1f} s at {rate} Hz; {limit:.1f} s of audio are left of what a request may "
             "hold: send less",

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from mimo_jax.inference.requests import RequestError
 from mimo_jax.inference.tasks import Message, MimoAudio
 
 
@@ -25,7 +26,10 @@ def warm_up(model: MimoAudio, batch: int, seconds: float, say: Callable[[str], N
     start, steps = time.monotonic(), list(_steps(model, batch, seconds))
     for number, (name, step) in enumerate(steps):
         say(f"warm-up {number + 1}/{len(steps)}: {name}")
-        step()
+        try:
+            step()
+        except RequestError as error:
+            say(f"left out, as such requests will be refused: {error}")
     return time.monotonic() - start
 
 

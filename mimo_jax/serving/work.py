@@ -121,11 +121,14 @@ class Works:
 
     async def read(self, function: Callable[[], T], deadline: float) -> T:
         """Runs a function in a reader's thread. Raises ApiError 504 after the deadline (of `time.monotonic`)."""
-        future = self._readers.submit(function)
+        waiting = [function]
+        future = self._readers.submit(lambda: waiting.pop()())
         try:
             return await asyncio.wait_for(asyncio.wrap_future(future), max(0.0, deadline - time.monotonic()))
         except TimeoutError:
             raise too_slow(self.limits.request_seconds) from None
+        finally:
+            waiting.clear()  # the pool keeps what was cancelled until a thread is free, with the body that it holds
 
     async def answer(self, ordered: Ordered, deadline: float) -> Answer:
         """A whole answer; errors as of `pieces`."""

@@ -7,6 +7,7 @@ import soundfile
 
 from mimo_jax.data import audio
 from mimo_jax.data.audio import AudioError, load_audio
+from mimo_jax.data.audio_stream import stream_audio
 
 
 def tone(rate: int, seconds: float = 1.0, frequency: float = 440.0) -> np.ndarray:
@@ -165,3 +166,33 @@ def test_wav_of_unknown_length_is_read(tmp_path: Path) -> None:
     data[place : place + 4] = data[4:8] = b"\xff\xff\xff\xff"
     path.write_bytes(bytes(data))
     assert len(load_audio(path)) == 24_000
+
+
+def test_flac_of_unknown_length_is_explained(tmp_path: Path) -> None:
+    """`ffmpeg -f flac -` leaves 0 there; libsndfile reads it as 2^63 frames, whose end it cannot find."""
+    path = tmp_path / "a.flac"
+    soundfile.write(path, tone(16_000), 16_000)
+    data = bytearray(path.read_bytes())
+    data[21] &= 0xF0  # the 36-bit sample count in STREAMINFO
+    data[22:26] = bytes(4)
+    path.write_bytes(bytes(data))
+    for read in (load_audio, lambda path: list(stream_audio(path))):
+        with pytest.raises(AudioError, match="write it anew"):
+            read(path)
+
+
+def test_many_channels_are_read_in_shorter_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small compressed file may hold hundreds."""
+    wave = np.random.default_rng(0).normal(0, 0.1, (4000, 64)).astype(np.float32)
+    soundfile.write(tmp_path / "a.wav", wave, 8000, subtype="FLOAT")
+    sizes, read = [], soundfile.SoundFile.read
+
+    def noted(self: soundfile.SoundFile, *args: object, **options: object) -> np.ndarray:
+        block = read(self, *args, **options)
+        sizes.append(block.size)
+        return block
+
+    monkeypatch.setattr(soundfile.SoundFile, "read", noted)
+    monkeypatch.setattr(audio, "_BLOCK_SAMPLES", 1000)
+    np.testing.assert_array_equal(load_audio(tmp_path / "a.wav", 8000), wave.mean(axis=1))
+    assert max(sizes) <= 1000

@@ -90,7 +90,12 @@ def test_a_file_in_blocks_is_the_file(tmp_path, rate):
 def test_files_that_cannot_be_used(tmp_path):
     (tmp_path / "text.wav").write_text("no sound")
     soundfile.write(tmp_path / "nan.wav", np.full(8000, np.nan, np.float32), 8000, subtype="FLOAT")
-    for name, reason in {"nowhere.wav": "missing", "text.wav": "not_audio", "nan.wav": "non_finite"}.items():
+    soundfile.write(tmp_path / "whole.mp3", words(20, [5], 24_000), 24_000)
+    assert sum(map(len, stream_audio(tmp_path / "whole.mp3", 24_000))) >= 20 * 24_000
+    whole = (tmp_path / "whole.mp3").read_bytes()
+    (tmp_path / "half.mp3").write_bytes(whole[: len(whole) // 2])
+    reasons = {"nowhere.wav": "missing", "text.wav": "not_audio", "nan.wav": "non_finite", "half.mp3": "truncated"}
+    for name, reason in reasons.items():
         with pytest.raises(AudioError, match=name) as error:
             list(stream_audio(tmp_path / name))
         assert error.value.reason == reason

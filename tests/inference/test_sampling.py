@@ -117,6 +117,18 @@ def test_draw_stays_among_the_possible(u, seed):
     assert index not in (0, 5, 16) and 0 <= index < 17
 
 
+def test_rounding_draws_nothing_impossible():
+    """Of a large vocabulary most of which is impossible, at the points where a parallel sum grows by rounding alone."""
+    rng = np.random.default_rng(0)
+    weights = np.exp(rng.normal(0, 3, 151_680)).reshape(-1, 32) * (rng.random((4740, 1)) < 0.3)
+    weights = (weights / weights.sum()).astype(np.float32)
+    sums = np.asarray(jax.jit(lambda w: jnp.cumsum(w.sum(-1)))(weights))
+    grown = np.flatnonzero((np.diff(sums) > 0) & ~weights[1:].any(-1))
+    points = np.concatenate([np.float32(sums[grown] / sums[-1]) + np.float32(n * 2**-24) for n in range(-3, 4)])
+    chosen = [jax.jit(draw)(weights.reshape(1, -1), points[n : n + 1])[0] for n in range(0, len(points), 3)]
+    assert len(grown) > 5 and (weights.reshape(-1)[np.array(chosen)] > 0).all()
+
+
 def test_a_choice_depends_on_its_own_row_alone():
     rng = np.random.default_rng(1)
     scores, forbidden = rng.normal(size=(6, 31)).astype(np.float32), np.zeros((1, 31), bool)
@@ -138,6 +150,15 @@ def test_bits_differ_by_seed_position_and_place():
     numbers = np.asarray(choice_bits(seeds, positions, 5))
     np.testing.assert_array_equal(numbers[0], numbers[3])
     assert len(np.unique(numbers[:3])) == 15
+
+
+@pytest.mark.parametrize("temperature", [1e-37, 1e-46])
+@pytest.mark.parametrize("top_p", [None, 0.9])
+def test_a_tiny_temperature_takes_the_best_token(temperature, top_p):
+    scores = np.array([[1.0, 3.0, 100.0, -2.0], [1.0, 2.0, 3.0, 4.0]], np.float32)
+    rows = settings([Sampling(True, temperature, top_p=top_p), Sampling(top_k=2**40)])
+    drawn = np.array([CHOOSE(scores, np.zeros((1, 4), bool), rows, bits([seed, seed])) for seed in range(20)])
+    assert (drawn[:, 0] == 2).all() and len(np.unique(drawn[:, 1])) > 1
 
 
 @pytest.mark.parametrize("bad", [{"temperature": 0.0}, {"temperature": -1.0}, {"top_k": -1}, {"top_p": -0.1}])

@@ -44,11 +44,12 @@ def told(parts, ids, patches, reason, cuts, thinking, until=""):
     blocks=st.lists(WORDS | st.integers(1, 3), max_size=6),
     after=WORDS,
     spoken=st.booleans(),
+    split=st.booleans(),
     stopped=st.booleans(),
     cuts=st.lists(st.integers(0, 60), max_size=8),
     seed=st.integers(0, 9),
 )
-def test_pieces_are_the_whole(parts, thought, opened, blocks, after, spoken, stopped, cuts, seed):
+def test_pieces_are_the_whole(parts, thought, opened, blocks, after, spoken, split, stopped, cuts, seed):
     special, encode = parts.layout.special, parts.tokenizer.encode
     ids = []
     if thought is not None:
@@ -56,7 +57,10 @@ def test_pieces_are_the_whole(parts, thought, opened, blocks, after, spoken, sto
     if spoken:
         ids.append(special.sostm)
     for block in blocks:
-        ids += encode(block) if isinstance(block, str) else [special.empty] * (block if spoken else 0)
+        words = encode(block) if isinstance(block, str) else []
+        # Patches also stand between the bytes of a character.
+        ids += [*words[:1], special.empty, *words[1:]] if spoken and words and split else words
+        ids += [special.empty] * (block if spoken and not words and isinstance(block, int) else 0)
     if spoken:
         ids += [special.eot, special.empty, special.eostm, *encode(after), special.empty]
     if stopped:
@@ -79,6 +83,12 @@ def test_pieces_are_the_whole(parts, thought, opened, blocks, after, spoken, sto
     made = told(parts, ids, patches, "stop" if stopped else "length", cuts, thinking)
     assert made[:2] == (text, thinks)
     np.testing.assert_array_equal(made[2], whole.codes)
+
+
+def test_a_character_that_patches_divide_is_whole(parts):
+    special, (first, *rest) = parts.layout.special, parts.tokenizer.encode("中")
+    ids = np.array([special.sostm, first, special.empty, *rest, special.eot, special.eostm], np.int32)
+    assert postprocess(ids, np.zeros((len(ids), 2, 3)), parts.tokenizer.decode, parts.layout).answer == "中"
 
 
 def test_what_is_not_certain_is_held_back(parts):

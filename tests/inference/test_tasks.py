@@ -235,6 +235,13 @@ def test_bad_inputs_are_named(parts, wave):
         model.asr([wave, wave], seeds=[1])
     with pytest.raises(Exception, match="nowhere.wav"):
         model.asr(["nowhere.wav"])
+    for task, inputs in (("tts", "the cat"), ("asr", wave), ("asr", "cat.wav")):
+        with pytest.raises(ValueError, match="argument 1 is .*: tasks take lists"):
+            getattr(model, task)(inputs)  # not an answer for each character
+    model.engine.requests, model.engine.stream = [], lambda request: model.engine.requests.append(request)
+    with pytest.raises(ValueError, match="lookahead = -1"):
+        model.stream(*model.jobs.tts(["the cat"]), lookahead=-1)
+    assert not model.engine.requests, "answered to nobody"
     other = dataclasses.replace(parts.config, empty_token_id=3)
     with pytest.raises(UserError, match="do not belong together"):
         MimoAudio(Script(other, []), parts.tokenizer, parts.codec)

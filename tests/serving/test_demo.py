@@ -191,6 +191,8 @@ def test_settings_that_stand_are_the_tasks_own():
         "text_sampling": Sampling(True, 0.5, 3, None),
         "audio_sampling": GREEDY,
     }
+    least = own._replace(text_temperature=0.5, text_top_p=0).options(own)["text_sampling"]
+    assert 0 < least.top_p < 0.01, "the slider's lower end keeps the best token, not all"
     with pytest.raises(UserError, match="setting is empty"):
         own._replace(max_new=None).options(own)
 

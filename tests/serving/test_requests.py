@@ -1,22 +1,35 @@
 """Requests and recordings alone, without a server: what is read of them, and what is refused with which words."""
 
+import asyncio
 import base64
+import gc
 import io
+import threading
+import time
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import soundfile
+from starlette.responses import Response
 
 from mimo_jax.cli import UserError
 from mimo_jax.data.audio import load_audio
+from mimo_jax.inference.requests import RequestError
 from mimo_jax.inference.sampling import GREEDY, Sampling
 from mimo_jax.serving import schema, sound
 from mimo_jax.serving.errors import ApiError
 from mimo_jax.serving.history import History, Spoken
+from mimo_jax.serving.http import Gate
 from mimo_jax.serving.jobs import _sampling
 from mimo_jax.serving.limits import Limits
+from mimo_jax.serving.metrics import Metrics
 from mimo_jax.serving.schema import Choices, Recording
 from mimo_jax.serving.voices import load_voices
+from mimo_jax.serving.warm_up import warm_up
+from mimo_jax.serving.work import Works
 
 LIMITS = Limits(max_audio_seconds=5.0)
 USER = {"role": "user", "content": "hello"}
@@ -100,6 +113,56 @@ def test_a_refusal_names_the_field(changes, param):
     assert caught.value.response().status_code == 400
 
 
+@pytest.mark.parametrize("marker", ["<|im_end|>", "<|EMPTY|>", "<|SpeechLM|>"])
+def test_markers_are_refused_in_capitals_too(marker):
+    """A text in capitals alone is spoken with one capital: its markers would become the model's own."""
+    with pytest.raises(ApiError, match="a marker of the model's own") as caught:
+        schema.speech({"input": f"HELLO {marker}"}, LIMITS)
+    assert (caught.value.status, caught.value.param) == (400, "input")
+
+
+def test_a_body_that_nobody_waits_for_is_let_go():
+    works, busy = Works.__new__(Works), threading.Event()
+    works._readers, works.limits = ThreadPoolExecutor(1), LIMITS
+    works._readers.submit(busy.wait)
+    body = np.zeros(1)
+    held = weakref.ref(body)
+
+    async def hang_up(body):
+        reading = asyncio.create_task(works.read(lambda: body.sum(), time.monotonic() + 60))
+        await asyncio.sleep(0)
+        reading.cancel()
+        await asyncio.gather(reading, return_exceptions=True)
+
+    asyncio.run(hang_up(body))
+    del body
+    gc.collect()
+    let_go = held() is None
+    busy.set()
+    works._readers.shutdown()
+    assert let_go, "what was cancelled is still in the pool's queue"
+
+
+def test_a_key_may_hold_any_character():
+    """Headers are bytes: clients send the key as UTF-8."""
+
+    async def app(scope, receive, send):
+        await Response("in")(scope, receive, send)
+
+    async def status(sent):
+        statuses = []
+
+        async def send(message):
+            statuses.append(message.get("status"))
+
+        scope = {"type": "http", "method": "GET", "path": "/v1/models", "headers": [(b"authorization", sent)]}
+        await Gate(app, None, Metrics(()), "schlüssel")(scope, None, send)
+        return statuses[0]
+
+    assert asyncio.run(status("Bearer schlüssel".encode())) == 200
+    assert asyncio.run(status(b"Bearer schl\xfcssel")) == 401
+
+
 def test_sampling_is_that_of_the_task_unless_asked_otherwise():
     usual = Sampling(True, 0.6, None, 0.95)
     assert _sampling(Choices(), usual) is usual
@@ -151,6 +214,15 @@ def test_an_hour_in_a_small_file_is_refused_before_it_is_decoded():
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # KiB
 
 
+def test_flac_that_does_not_say_how_long_it_is():
+    """As it comes out of a pipe: not "384307168202282.3 s, send less"."""
+    data = bytearray(file_of(tone(1.0), kind="FLAC"))
+    data[21] &= 0xF0  # the 36-bit sample count
+    data[22:26] = bytes(4)
+    with pytest.raises(ApiError, match="write it anew"):
+        sound.decode(Recording(bytes(data), "file"), 24000, 5.0)
+
+
 @pytest.mark.parametrize("kind", ["wav", "pcm", "flac", "mp3", "opus"])
 def test_sound_in_parts_is_that_of_the_whole(kind):
     wave = tone(0.5).astype(np.float32)
@@ -194,6 +266,27 @@ def test_history_forgets():
     short = History(seconds=-1)
     short.keep("a", Spoken("a", np.zeros((1, 1), np.int32)))
     assert short.find("a") is None
+
+
+def test_the_warm_up_leaves_out_what_does_not_fit():
+    """Such as recordings of 30 s where --max_positions is small."""
+    said = []
+
+    class Model:
+        sample_rate, jobs = 100, SimpleNamespace(tts=lambda texts: texts, text_dialogue=lambda dialogues: dialogues)
+
+        def asr(self, waves, max_new):
+            if len(waves[0]) > 1000:
+                raise RequestError("too long")
+
+        def stream(self, job, max_new):
+            return []
+
+        def answer(self, jobs, max_new):
+            said.append(f"answered {len(jobs)}")
+
+    warm_up(Model(), 2, 60.0, said.append)
+    assert sum("too long" in line for line in said) == 1 and said[-1] == "answered 2"
 
 
 def test_limits_are_positive():
