@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from mimo_jax.data.audio import resample
+from mimo_jax.data.librosa_loading import compiling_alone, load_librosa
 from mimo_jax.evaluation import metrics
 from mimo_jax.evaluation.systems import Wave
 
@@ -67,12 +68,10 @@ def griffin_lim(
         iterations: of Griffin-Lim.
         seed: of the first phases.
     """
-    import librosa
-    from librosa.filters import mel as mel_filters
-
+    librosa = load_librosa()
     stft = {"n_fft": n_fft, "hop_length": hop_length, "win_length": window_length}
     mel = {"sr": sample_rate, "n_fft": n_fft, "fmin": fmin, "fmax": fmax, "htk": True, "norm": None}
-    basis = mel_filters(n_mels=n_mels, **mel)
+    basis = librosa.filters.mel(n_mels=n_mels, **mel)
     bits = 32 * n_mels * sample_rate / hop_length
 
     def invert(wave: Wave) -> Wave:
@@ -80,6 +79,9 @@ def griffin_lim(
         linear = librosa.feature.inverse.mel_to_stft(basis @ spectrum, power=1.0, **mel)
         made = librosa.griffinlim(linear, n_iter=iterations, **stft, length=len(wave), random_state=seed)
         return np.asarray(made, np.float32)
+
+    with compiling_alone():
+        invert(np.zeros(2 * n_fft, np.float32))  # what is compiled at the first call
 
     def run(waves: Sequence[Wave], rate: int) -> Coded:
         if rate != sample_rate:

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from mimo_jax.data.librosa_loading import load_librosa
 from mimo_jax.data.manifest import Record
 from mimo_jax.preparation.elements import Element, Outcome, Stage
 from mimo_jax.preparation.stages.plugins import Captioner, recording, setup_plugin
@@ -88,10 +89,9 @@ class MeasuredCaption:
 
 def median_pitch(wave: np.ndarray, sample_rate: int) -> float | None:
     """Median pitch in Hz over the loud frames of ``[samples]`` (YIN); None below 0.1 s or in digital silence."""
-    import librosa
-
     if len(wave) < 0.1 * sample_rate or not wave.any():
         return None
+    librosa = load_librosa()
     frame, hop = round(0.05 * sample_rate), round(0.02 * sample_rate)
     pitch = librosa.yin(
         wave, fmin=_PITCH_LIMITS_HZ[0], fmax=_PITCH_LIMITS_HZ[1], sr=sample_rate, frame_length=frame, hop_length=hop

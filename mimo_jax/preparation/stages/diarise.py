@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from mimo_jax.data.librosa_loading import load_librosa
 from mimo_jax.preparation.elements import Element, Outcome, Stage
 from mimo_jax.preparation.stages.plugins import (
     Detector,
@@ -149,10 +150,8 @@ def speaker_name(number: int) -> str:
 
 def _features(wave: np.ndarray, sample_rate: int) -> np.ndarray:
     """Cepstral coefficients float32 ``[frames of 10 ms, 19]``, without the one that is the level."""
-    import librosa
-
     hop = round(_HOP_SECONDS * sample_rate)
-    found = librosa.feature.mfcc(
+    found = load_librosa().feature.mfcc(
         y=wave, sr=sample_rate, n_mfcc=_COEFFICIENTS, n_fft=1024, win_length=4 * hop, hop_length=hop, n_mels=40
     )
     return found[1:].T
