@@ -44,8 +44,8 @@ def bounded_process() -> Iterator[None]:
     """What a file leaves behind in its process, which runs many others, is bounded.
 
     Programs of earlier files are dropped once a process holds many: a worker would keep them all. Each takes some 30
-    memory mappings. Linux grants a process 65,530, and where no more are to be had, libraries crash. So they may where
-    more than 1,024 files are open (`select` in C): a test file that leaves many open fails.
+    memory mappings, of which Linux grants a process 65,530. A test file that leaves many files open fails: what it made
+    lives on, with threads and memory.
     """
     before = _open_files()
     yield

@@ -24,7 +24,7 @@ def compiling_alone() -> Iterator[None]:
     Around the first call of whatever numba compiles only then.
     """
     path = Path(tempfile.gettempdir()) / f"mimo_jax-numba-{os.getuid()}.lock"
-    with path.open("w") as file:
+    with path.open("a") as file:  # not "w": nothing that lies there is to be emptied
         fcntl.flock(file, fcntl.LOCK_EX)  # goes with the file, however the process ends
         yield
 
@@ -35,8 +35,7 @@ def load_librosa() -> Any:
     with compiling_alone():
         import librosa
 
-        # librosa imports its parts when they are first asked for.
-        for part in ("util", "core", "filters", "feature", "effects"):
-            getattr(librosa, part)
-        _ = (librosa.util.localmin, librosa.yin, librosa.stft, librosa.feature.mfcc)
+        # librosa imports its parts when something in them is first asked for.
+        _ = (librosa.yin, librosa.griffinlim, librosa.filters.mel, librosa.feature.mfcc)
+        _ = librosa.feature.inverse.mel_to_stft
     return librosa

@@ -1,11 +1,14 @@
 """Many processes load librosa in an environment where nothing is compiled yet."""
 
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from mimo_jax.data import librosa_loading
 from mimo_jax.data.librosa_loading import compiling_alone
 
 # Says when it has the lock and when it gives it back; the functions of numba stand for those of librosa.
@@ -43,3 +46,9 @@ def test_a_process_that_fails_gives_the_lock_back(tmp_path, monkeypatch):
         raise RuntimeError("it fails")
     with compiling_alone():
         assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_nobody_imports_librosa_otherwise():
+    package = Path(librosa_loading.__file__).parents[1]
+    found = [p.name for p in package.rglob("*.py") if re.search(r"^\s*(import|from) librosa\b", p.read_text(), re.M)]
+    assert found == ["librosa_loading.py"]
