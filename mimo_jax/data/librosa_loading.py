@@ -36,6 +36,8 @@ def load_librosa() -> Any:
         import librosa
 
         # librosa imports its parts when something in them is first asked for.
-        _ = (librosa.yin, librosa.griffinlim, librosa.filters.mel, librosa.feature.mfcc)
-        _ = librosa.feature.inverse.mel_to_stft
+        _ = (
+            *(librosa.yin, librosa.griffinlim, librosa.filters.mel),
+            *(librosa.feature.mfcc, librosa.feature.inverse.mel_to_stft),
+        )
     return librosa
