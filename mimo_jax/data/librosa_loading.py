@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import functools
+import operator
 import os
 import tempfile
 from collections.abc import Iterator
@@ -35,9 +36,7 @@ def load_librosa() -> Any:
     with compiling_alone():
         import librosa
 
-        # librosa imports its parts when something in them is first asked for.
-        _ = (
-            *(librosa.yin, librosa.griffinlim, librosa.filters.mel),
-            *(librosa.feature.mfcc, librosa.feature.inverse.mel_to_stft),
-        )
-    return librosa
+        package: Any = librosa  # whose parts mypy does not see: they are imported when they are first asked for
+        for function in ("yin", "griffinlim", "filters.mel", "feature.mfcc", "feature.inverse.mel_to_stft"):
+            operator.attrgetter(function)(package)
+    return package
