@@ -77,9 +77,16 @@ EXTRAS = {
     "compile": ["jax[tpu]", "jax[cuda13]"],
     # Apache Beam needs protobuf < 7 and TensorFlow Text needs protobuf >= 7: never together with `seqio`.
     "beam": ["apache-beam>=2.70"],
+    # The documentation as a site, API reference included: mkdocs.yml.
+    "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.6,<10", "mkdocstrings-python>=2.0,<3"],
+    # notebooks/ with any Jupyter; nbclient runs them without one.
+    "notebooks": ["ipykernel>=6.29", "nbclient>=0.10"],
     "test": ["hypothesis>=6.130", "pytest>=8.3", "pytest-xdist>=3.6"],
     "dev": [
+        "build>=1.2",  # sdist and wheel: launch/release.sh
         "httpx>=0.27",  # starlette's test client
+        "kubeflow-trainer-api>=2.0",  # JobSet's types, which launch/gke is checked with
+        "kubernetes-validate>=1.31",  # Kubernetes' schemas, likewise
         "mypy>=1.18",
         "openai>=1.60",  # the client that the endpoint is made for
         "peft>=0.17,<1",  # loads exported adapters; needs PyTorch, beside which it is locked (requirements/torch.txt)

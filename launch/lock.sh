@@ -25,7 +25,7 @@ compile() {
 
 # PESQ exists as source only; it is installed apart (requirements/compiled.txt) so that a machine without a C
 # compiler loses one metric and not the installation.
-compile dev "seqio eval prepare codecs demo int8 test dev" --no-emit-package pesq \
+compile dev "seqio eval prepare codecs demo int8 docs notebooks test dev" --no-emit-package pesq \
   --override <(printf "%s ; python_version < '3'\n" torch peft) "$@"
 # The others take their versions from dev: what was tested together is what gets installed.
 compile quickstart "seqio eval" --no-emit-package pesq --constraint requirements/dev.txt
