@@ -126,6 +126,7 @@ setup(
     packages=[*find_packages(include=["mimo_jax", "mimo_jax.*"]), "mimo_jax.gin"],
     package_dir={"mimo_jax.gin": "gin"},
     package_data={"mimo_jax": ["py.typed"], "mimo_jax.gin": ["*.gin", "*/*.gin", "*/*/*.gin"]},
+    entry_points={"console_scripts": ["mimo-jax = mimo_jax.__main__:main"]},
     install_requires=BASE,
     extras_require=EXTRAS,
     classifiers=[
