@@ -1,7 +1,7 @@
 """The command `mimo-jax`: `mimo-jax train --gin_file=...` is `python -m mimo_jax.train --gin_file=...`.
 
-    mimo-jax --help              all commands, one a line
-    mimo-jax COMMAND --help      what one is for, and its flags (--helpfull: all of them)
+mimo-jax --help              all commands, one a line
+mimo-jax COMMAND --help      what one is for, and its flags (--helpfull: all of them)
 """
 
 from __future__ import annotations

@@ -44,8 +44,8 @@ class Call:
     Attributes:
       name: module and name, without the package.
       function: what is called.
-      arguments: value by parameter: of plain Python, `Call`, `Required`, or containers of these. In the order of the
-        signature; defaults included.
+      arguments: value by parameter: plain Python, `Call`, `Required`, or containers of these. In the order of the
+        signature, and with its defaults where it is called.
       evaluated: whether it is called (`@f()` in gin) or handed over as it is (`@f`).
     """
 
@@ -108,9 +108,11 @@ def _resolve_call(configurable: Any, scopes: Sequence[str], evaluated: bool) -> 
             continue
         if name in arguments:
             ordered[name] = arguments.pop(name)
+        elif not evaluated:
+            continue  # whoever calls it gives the rest
         elif parameter.default is not parameter.empty:
             ordered[name] = _default(function, name, parameter.default)
-        elif evaluated:  # else whoever calls it gives the rest
+        else:
             ordered[name] = Required()
     return Call(_name(function), function, {**ordered, **arguments}, evaluated)
 
@@ -194,7 +196,9 @@ def _text(value: Any) -> str:
 
 
 def _name(function: Any) -> str:
-    return f"{function.__module__}.{function.__qualname__}".removeprefix("mimo_jax.")
+    """Ours with its module, another's with its package: where in it a function is defined is no matter of a run."""
+    package, _, module = function.__module__.partition(".")
+    return f"{module if package == 'mimo_jax' else package}.{function.__qualname__}"
 
 
 def show() -> None:

@@ -1,6 +1,7 @@
-"""Trains one stage from a gin file, or goes on where it was interrupted.
+r"""Trains one stage from a gin file, or goes on where it was interrupted.
 
-    python -m mimo_jax.train --gin_file=gin/runs/quickstart/understanding.gin --gin.MODEL_DIR=DIR --gin.PREPARED=PREPARED
+    python -m mimo_jax.train --gin_file=gin/runs/quickstart/understanding.gin --gin.MODEL_DIR=DIR \
+        --gin.PREPARED=PREPARED
 
 On several hosts, start it on each: see `parallel.start`. `--profile=100:5` traces steps 100 to 104 for xprof.
 
