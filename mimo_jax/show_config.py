@@ -44,7 +44,7 @@ class Call:
     Attributes:
       name: module and name, without the package.
       function: what is called.
-      arguments: value by parameter: plain Python, `Call`, `Required`, or containers of these. In the order of the
+      arguments: value by parameter: plain Python, `Call`, `Required`, or containers of these; in the order of the
         signature, and with its defaults where it is called.
       evaluated: whether it is called (`@f()` in gin) or handed over as it is (`@f`).
     """

@@ -3,9 +3,9 @@
     python tools/compare_losses.py BASE [OTHER] --quickstart=runs/quickstart [--runs=joint,sft] [--steps=10]
 
 Trains the quickstart's stages anew from the data and checkpoints of a finished quickstart (preset smoke will do), once
-with the code of commit BASE and once with that of OTHER (default: the working tree), and compares what both logged. Ends
-with code 1 if anything differs. The schedule ends with these steps, so that decay is run through, too. Any other run is
-compared by its own arguments:
+with the code of commit BASE and once with that of OTHER (default: the working tree), and compares what both logged.
+Ends with code 1 if anything differs. The schedule ends with these steps, so that decay is run through, too. Any other
+run is compared by its own arguments:
 
     python tools/compare_losses.py BASE --steps=10 -- --gin_file=gin/runs/ladder/joint.gin --gin.PREPARED=DIR
 """
@@ -45,7 +45,7 @@ class Difference:
 
 
 def differences(base: Records, other: Records, tolerance: float = 0.0) -> Iterator[Difference]:
-    """What two logs do not share; numbers may be `tolerance` (relative) apart. A record that is missing differs whole."""
+    """What two logs do not share; numbers may be `tolerance` (relative) apart. A missing record differs whole."""
     for index in range(max(len(base), len(other))):
         left, right = (records[index] if index < len(records) else {} for records in (base, other))
         step = int(str(left.get("step", right.get("step", -1))))
