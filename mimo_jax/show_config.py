@@ -56,7 +56,7 @@ class Call:
 
 
 def resolve_run() -> Call | None:
-    """The call that the parsed gin configuration begins with: the first of `ENTRIES` that it binds; None without any."""
+    """The call that the parsed configuration begins with: of the first of `ENTRIES` that it binds; None if of none."""
     import gin
 
     bound = [gin.config._REGISTRY[selector] for _, selector in gin.config._CONFIG]
