@@ -100,9 +100,8 @@ def _reference(name: str, title: str) -> str:
     folder = PACKAGE if name == "commands" else PACKAGE / name
     paths = folder.glob("*.py") if name == "commands" else folder.rglob("*.py")
     modules = sorted(_module(path) for path in paths if _is_public(path))
-    if name == "commands":
-        modules.remove("mimo_jax")
-    return f"# {title}\n\n" + "\n\n".join(f"::: {module}" for module in modules) + "\n"
+    blocks = [f"::: {module}" for module in modules if module != "mimo_jax"]
+    return "\n\n".join([f"# {title}", *blocks]) + "\n"
 
 
 def _module(path: Path) -> str:
