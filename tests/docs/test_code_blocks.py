@@ -96,13 +96,23 @@ def test_data(block: Block):
         rest = rest[end:].strip()
 
 
+_LOAD, _LOADED = MimoAudio.load, {}
+
+
+def loaded_once(lm: str, tokenizer: str, **options: object) -> MimoAudio:
+    """`MimoAudio.load` with small limits; pages that load alike share a model and what is compiled of it."""
+    key = (Path(lm).resolve(), Path(tokenizer).resolve(), *map(str, options.items()))
+    if key not in _LOADED:
+        _LOADED[key] = _LOAD(lm, tokenizer, **{**LIMITS, **options})
+    return _LOADED[key]
+
+
 @pytest.mark.parametrize("page", [p for p in PAGES if any(b.page == p for b in of("python"))], ids=lambda p: p.name)
 def test_python(page: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch):
     """The blocks of a page run one after the other and see each other's names."""
     monkeypatch.chdir(scratch)
     monkeypatch.syspath_prepend(str(scratch))
-    load = MimoAudio.load
-    monkeypatch.setattr(MimoAudio, "load", lambda *names, **options: load(*names, **{**LIMITS, **options}))
+    monkeypatch.setattr(MimoAudio, "load", loaded_once)
     names: dict[str, object] = {"__name__": "page"}
     for block in (b for b in of("python") if b.page == page):
         code = compile("\n" * block.line + block.text, str(page), "exec")
@@ -122,7 +132,7 @@ def test_paths_that_pages_name_are_there():
         f"{page.name}: {path}"
         for page in PAGES
         for path in named.findall(blocks.prose(page))
-        if not (ROOT / path).exists()
+        if not (ROOT / path).exists() and not Path(path).stem.isupper()  # NAME stands for any
     ]
     assert not missing
 
@@ -135,12 +145,29 @@ def test_modules_that_pages_name_are_there():
             parts = name.split(".")
             while parts and not (ROOT.joinpath(*parts).is_dir() or ROOT.joinpath(*parts).with_suffix(".py").is_file()):
                 parts.pop()
-            rest = name.split(".")[len(parts) :]
+            rest = [part for part in name.split(".")[len(parts) :] if not part.isupper()]
             source = ROOT.joinpath(*parts).with_suffix(".py")
             source = source if source.is_file() else ROOT.joinpath(*parts, "__init__.py")
             if rest and not re.search(rf"\b{rest[0]}\b", source.read_text(encoding="utf-8")):
                 missing.append(f"{page.name}: {name}")
     assert not missing
+
+
+def test_messages_of_the_faq_are_those_of_the_program():
+    """The first column in backticks; `...` stands for anything."""
+    messages = [path.read_text(encoding="utf-8") for path in (ROOT / "launch").glob("*.sh")]
+    sources = [*(ROOT / "mimo_jax").rglob("*.py"), Path(gin.config.__file__)]
+    for node in (node for path in sources for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))):
+        if isinstance(node, ast.JoinedStr):
+            messages.append("".join(str(p.value) if isinstance(p, ast.Constant) else "\0" for p in node.values))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            messages.append(re.sub(r"\{[^}]*\}", "\0", node.value))
+    quoted = re.findall(r"^\| `([^`]+)` \|", (ROOT / "docs" / "faq.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(quoted) > 20
+    for message in quoted:
+        pieces = [piece.strip() for piece in message.split("...") if piece.strip()]
+        pattern = re.compile(".*?".join(map(re.escape, pieces)), re.DOTALL)
+        assert any(pattern.search(known) for known in messages if pieces[0] in known), message
 
 
 @pytest.fixture(scope="module")
@@ -172,6 +199,7 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(block.text)
     yield folder
+    _LOADED.clear()
     for name in [n for n, m in sys.modules.items() if str(folder) in str(getattr(m, "__file__", ""))]:
         del sys.modules[name]
 
