@@ -39,7 +39,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for name, title in _rooms():
         files.append(File.generated(config, f"reference/{name}.md", content=_reference(name, title)))
     linked = {path for file in files.documentation_pages() for path in _outside(file.content_string)}
-    for path in sorted({*linked, *IN_NAV}):
+    for path in sorted({*linked, *IN_NAV} - {"README.md"}):
         if (ROOT / path).is_file():  # one that is not there stays a broken link, which the build reports
             file = File.generated(config, path, abs_src_path=str(ROOT / path))
             file.inclusion = InclusionLevel.INCLUDED if path in IN_NAV else InclusionLevel.NOT_IN_NAV
@@ -62,7 +62,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 def _inside(markdown: str, files: Files) -> str:
     def target(match: re.Match[str]) -> str:
-        return f"]({match[1]}{match[2] or ''})" if files.get_file_from_path(match[1]) else match[0]
+        path = "index.md" if match[1] == "README.md" else match[1]
+        return f"]({path}{match[2] or ''})" if files.get_file_from_path(path) else match[0]
 
     return _OUTSIDE.sub(target, markdown)
 

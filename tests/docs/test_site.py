@@ -19,7 +19,8 @@ from mkdocs.exceptions import Abort  # noqa: E402
 
 FILES = {
     "README.md": "# Home\n\n[a page](docs/page.md#part) [a file](gin/a.gin) [elsewhere](https://example.org)\n",
-    "docs/page.md": "# Page\n\n## Part\n\n[file](../gin/a.gin) [figures](../benchmarks/RESULTS.md#first)\n\n"
+    "docs/page.md": "# Page\n\n## Part\n\n[file](../gin/a.gin) [home](../README.md#home) "
+    "[figures](../benchmarks/RESULTS.md#first)\n\n"
     "<!-- not run: why -->\n```text\n](../gin/a.gin)\n```\n",
     "gin/a.gin": "A = 1\n",
     "benchmarks/RESULTS.md": "# Measured\n\n## First\n\n[broken for others](../docs/page.md)\n",
@@ -63,7 +64,8 @@ def test_the_home_page_is_the_readme_and_files_outside_are_taken_in(site):
     home = (built / "index.html").read_text()
     assert 'href="page.html#part"' in home and 'href="gin/a.gin"' in home and 'href="https://example.org"' in home
     page = (built / "page.html").read_text()
-    assert 'href="gin/a.gin"' in page and 'href="benchmarks/RESULTS.html#first"' in page
+    assert 'href="gin/a.gin"' in page and 'href="index.html#home"' in page
+    assert 'href="benchmarks/RESULTS.html#first"' in page
     assert "](../gin/a.gin)" in page and "not run" not in page  # code stays, markers go
     assert (built / "gin" / "a.gin").read_text() == "A = 1\n"
     assert "broken for others" in (built / "benchmarks" / "RESULTS.html").read_text()
