@@ -4,6 +4,7 @@ The real site is built by launch/test.sh; here is a small one with the same sett
 """
 
 import logging
+import runpy
 import shutil
 from pathlib import Path
 
@@ -78,6 +79,17 @@ def test_every_public_module_is_in_the_reference(site):
     assert "::: mimo_jax.room.things" in (built / "reference" / "room.html").read_text()
     assert "private" not in (built / "reference" / "room.html").read_text()
     assert "::: mimo_jax.train" in (built / "reference" / "commands.html").read_text()
+
+
+def test_pictures_are_what_their_script_draws():
+    pictures = runpy.run_path(str(ROOT / "docs" / "images" / "draw.py"))["PICTURES"]
+    assert len(pictures) == 4
+    for name, draw in pictures.items():
+        drawn = draw().svg()
+        assert (ROOT / "docs" / "images" / f"{name}.svg").read_text(encoding="utf-8") == drawn, (
+            "run docs/images/draw.py"
+        )
+        assert "prefers-color-scheme: dark" in drawn and "http" not in drawn.replace("http://www.w3.org/2000/svg", "")
 
 
 @pytest.mark.parametrize(
