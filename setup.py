@@ -80,7 +80,7 @@ EXTRAS = {
     # The documentation as a site, API reference included: mkdocs.yml.
     "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.6,<10", "mkdocstrings-python>=2.0,<3"],
     # notebooks/ with any Jupyter; nbclient runs them without one.
-    "notebooks": ["ipykernel>=6.29", "nbclient>=0.10"],
+    "notebooks": ["ipykernel>=6.29", "matplotlib>=3.9", "nbclient>=0.10"],
     "test": ["hypothesis>=6.130", "pytest>=8.3", "pytest-xdist>=3.6"],
     "dev": [
         "build>=1.2",  # sdist and wheel: launch/release.sh
@@ -126,6 +126,7 @@ setup(
     packages=[*find_packages(include=["mimo_jax", "mimo_jax.*"]), "mimo_jax.gin"],
     package_dir={"mimo_jax.gin": "gin"},
     package_data={"mimo_jax": ["py.typed"], "mimo_jax.gin": ["*.gin", "*/*.gin", "*/*/*.gin"]},
+    entry_points={"console_scripts": ["mimo-jax = mimo_jax.__main__:main"]},
     install_requires=BASE,
     extras_require=EXTRAS,
     classifiers=[

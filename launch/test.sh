@@ -38,7 +38,7 @@ say "ruff check"
 say "ruff format --check"
 "$VENV/bin/ruff" format --check .
 say "shellcheck"
-PATH=$VENV/bin:$PATH "$VENV/bin/shellcheck" -x launch/*.sh .ci/run
+PATH=$VENV/bin:$PATH "$VENV/bin/shellcheck" -x launch/*.sh tools/*.sh .ci/run
 say "mypy"
 "$VENV/bin/mypy"
 say "mkdocs build"

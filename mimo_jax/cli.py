@@ -86,8 +86,11 @@ def parse_gin(
     bindings: Sequence[str],
     search_paths: Sequence[str] = (),
     macros: Mapping[str, str] | None = None,
+    complete: bool = True,
 ) -> None:
     """Parses gin files, then macros ({"NAME": "value"}; those that no file defines are left out), then bindings.
+
+    `complete`: False lets required values be left open, for those who only look at a configuration.
 
     Raises:
       UserError: a missing file, a syntax error, an unknown parameter or macro, a required value left open.
@@ -109,7 +112,11 @@ def parse_gin(
         for binding in bindings:
             _check_macro(binding)
         gin.parse_config("\n".join([*known, *bindings]))
-        gin.finalize()
+        if complete:
+            gin.finalize()
+        else:  # what `finalize` asks for, but for required values
+            gin.config.validate_macros_hook(gin.config._CONFIG)
+            gin.config.find_unknown_references_hook(gin.config._CONFIG)
     except (ValueError, AttributeError, ImportError, SyntaxError, OSError, NameError) as error:
         raise UserError(f"gin: {_one_line(error)}") from error
 
@@ -147,6 +154,7 @@ def run(
     macros: Mapping[str, str] | None = None,
     before: Callable[[], None] | None = None,
     short: Mapping[str, str] | None = None,
+    complete: bool = True,
 ) -> None:
     """Parses the command line and calls `function` with its gin bindings. Exits with code 2 on a user's mistake.
 
@@ -156,6 +164,7 @@ def run(
       macros: see `parse_gin`.
       before: called once flags are parsed, before anything is configured.
       short: flags that are short forms: {"flag": "MACRO"} makes --flag=value of --gin.MACRO=value.
+      complete: see `parse_gin`.
     """
     from absl import app, flags
 
@@ -173,7 +182,7 @@ def run(
         import gin
 
         files, bindings = [*flags.FLAGS.gin_file, *more_files()], flags.FLAGS.gin_bindings
-        parse_gin(files, bindings, flags.FLAGS.gin_search_paths, macros)
+        parse_gin(files, bindings, flags.FLAGS.gin_search_paths, macros, complete)
         gin.get_configurable(function)()
 
     try:

@@ -38,6 +38,7 @@ def compile_step(
     audio_share: float = 0.5,
     json_file: str | None = None,
     hlo_file: str | None = None,
+    lowered_file: str | None = None,
 ) -> dict[str, Any]:
     """Compiles one step and prints the report.
 
@@ -49,15 +50,19 @@ def compile_step(
       audio_share: share of positions that hold a patch, for FLOPs.
       json_file: also written there.
       hlo_file: receives the compiled program's text.
+      lowered_file: receives the StableHLO that would be compiled, and nothing is.
 
     Returns:
-      The figures, as they stand in the JSON file.
+      The figures, as they stand in the JSON file; {} if nothing was compiled.
 
     Raises:
       UserError: a topology or mesh that does not go together, or a missing compiler.
     """
     machine = machines.describe(topology)
     logger.info("%s: %d devices of %s", topology, len(machine.descriptions), machine.device.name)
+    if lowered_file:
+        Path(lowered_file).write_text(steps.lowered_for(machine, objective, optimizer, hardware, batch))
+        return {}
     compiled = steps.compile_for(machine, objective, optimizer, hardware, batch)
     if hlo_file and compiled.text:
         Path(hlo_file).write_text(compiled.text)
@@ -91,7 +96,10 @@ def _from_flags() -> None:
     from absl import flags
 
     gin.get_configurable(compile_step)(
-        topology=flags.FLAGS.topology, json_file=flags.FLAGS.json, hlo_file=flags.FLAGS.hlo
+        topology=flags.FLAGS.topology,
+        json_file=flags.FLAGS.json,
+        hlo_file=flags.FLAGS.hlo,
+        lowered_file=flags.FLAGS.lowered,
     )
 
 
@@ -105,6 +113,7 @@ def main() -> None:
     flags.DEFINE_string("hardware", None, "gin file of mesh and kernels; default gin/hardware/KIND_SHAPE.gin, if any.")
     flags.DEFINE_string("json", None, "file that receives the figures.")
     flags.DEFINE_string("hlo", None, "file that receives the compiled program's text.")
+    flags.DEFINE_string("lowered", None, "file that receives the step's StableHLO; nothing is compiled then.")
     gin.external_configurable(_from_flags, module="mimo_jax.compile")
     cli.run(_from_flags, more_files=_hardware_files, macros=_NOT_NEEDED)
 

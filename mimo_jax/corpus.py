@@ -1,4 +1,6 @@
-"""Builds the built-in speech corpus: python -m mimo_jax.corpus --out=DIR
+"""Builds the built-in speech corpus.
+
+    python -m mimo_jax.corpus --out=DIR
 
 Synthesises multi-voice speech locally (no download), with true labels for every task format: transcripts, speakers,
 accents, styles, noises, captions, questions and answers, documents, spoken dialogue, parallel and clean/noisy pairs.

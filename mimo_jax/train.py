@@ -1,6 +1,7 @@
-"""Trains one stage from a gin file, or goes on where it was interrupted.
+r"""Trains one stage from a gin file, or goes on where it was interrupted.
 
-    python -m mimo_jax.train --gin_file=gin/runs/quickstart/joint.gin --gin.OUT=/tmp/quickstart
+    python -m mimo_jax.train --gin_file=gin/runs/quickstart/understanding.gin --gin.MODEL_DIR=DIR \
+        --gin.PREPARED=PREPARED
 
 On several hosts, start it on each: see `parallel.start`. `--profile=100:5` traces steps 100 to 104 for xprof.
 
@@ -36,6 +37,7 @@ from mimo_jax.training.metrics import MetricWriter
 from mimo_jax.training.optimizer import FROZEN, Optimizer
 from mimo_jax.training.profiling import Profile, Profiler
 from mimo_jax.training.retention import Keep
+from mimo_jax.training.run_lock import RunLock
 from mimo_jax.training.schedule import Budget
 from mimo_jax.training.state import TrainState
 
@@ -88,13 +90,15 @@ def train(
       The final state.
 
     Raises:
-      UserError: a mistake in the configuration or data, or a limit that is exceeded; the message says which.
+      UserError: a mistake in the configuration or data, another run in `model_dir`, or a limit that is exceeded; the
+        message says which.
       SystemExit: code 75 after a requested stop; the state is saved.
     """
     # --- mesh ---
     mesh = hardware.make_mesh()
     logger.info("%s: mesh %s on %s", name, dict(mesh.shape), mesh.devices.flat[0].device_kind)
     Path(model_dir).mkdir(parents=True, exist_ok=True)
+    lock = RunLock.acquire(model_dir) if jax.process_index() == 0 else None
 
     with jax.set_mesh(mesh), nn.logical_axis_rules(hardware.rules):
         # --- shapes and shardings: nothing is allocated yet ---
@@ -155,6 +159,8 @@ def train(
         checkpoints.close()
         if export is not None:
             _export(export, objective, model_dir)
+    if lock is not None:
+        lock.release()
     return state
 
 

@@ -34,6 +34,16 @@ settings.load_profile("mimo_jax")
 _LONGEST = ("test_end_to_end", "test_tokenizer_meshes", "test_processes", "test_trained_tokenizer", "test_verify")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--update-golden", action="store_true", help="write tests/golden/configs anew")
+
+
+@pytest.fixture
+def update_golden(request: pytest.FixtureRequest) -> bool:
+    """Whether kept configurations are to be written instead of compared."""
+    return request.config.getoption("--update-golden")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Orders files, not the tests within one; `launch/test.sh` tells xdist to keep the order."""
     items.sort(key=lambda item: _LONGEST.index(item.path.stem) if item.path.stem in _LONGEST else len(_LONGEST))

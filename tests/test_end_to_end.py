@@ -14,8 +14,10 @@ import sys
 import time
 from pathlib import Path
 
+import nbformat
 import numpy as np
 import pytest
+from nbclient import NotebookClient
 
 from mimo_jax.chain import STATE_FILE
 from mimo_jax.data.audio import write_flac, write_wav
@@ -77,6 +79,28 @@ def test_every_figure_and_file_is_there(uninterrupted):
     for folder in ("tokenizer", "language_model"):
         assert (uninterrupted / "export" / folder / "config.json").is_file()
     assert list((uninterrupted / "evaluation" / "samples").rglob("*.wav"))
+
+
+@pytest.mark.parametrize("name", ["train_and_listen", "lora"])
+def test_notebooks_run_on_what_the_quickstart_made(uninterrupted, tmp_path, monkeypatch, name):
+    """Cell by cell, in a kernel of their own; the quickstart that the first one starts finds itself finished."""
+    monkeypatch.setenv("MIMO_JAX_PRESET", "smoke")
+    monkeypatch.setenv("MIMO_JAX_OUT", str(uninterrupted))
+    monkeypatch.setenv("MIMO_JAX_LORA_OUT", str(tmp_path / "lora"))
+    monkeypatch.setenv("MIMO_JAX_LORA_TOKENS", "2e4")
+    monkeypatch.setenv("XLA_FLAGS", xla_flags(1))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
+    client = NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(ROOT)}})
+    client.execute()
+    shown = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    printed = "".join(output.get("text", "") for output in shown)
+    assert "error:" not in printed, printed
+    if name == "lora":
+        assert "largest difference" in printed or "left out: " in printed
+    else:
+        sounds = [output for output in shown if "text/html" in output.get("data", {})]
+        assert len(sounds) == 3 + 4 + 2 and len([o for o in shown if "image/png" in o.get("data", {})]) == 2
 
 
 def test_sigkill_in_every_stage_changes_no_figure(uninterrupted, tmp_path):

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 LOCKS = sorted(path for path in (ROOT / "requirements").glob("*.txt") if path.name != "compiled.txt")
@@ -186,3 +187,22 @@ def _env(code: str, **environment: str) -> subprocess.CompletedProcess:
         capture_output=True,
         text=True,
     )
+
+
+@pytest.mark.parametrize(
+    "form", sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml")), ids=lambda path: path.stem
+)
+def test_issue_forms_are_what_github_reads(form: Path):
+    """A form that GitHub cannot read is left out without a word. https://docs.github.com: syntax of form schemas."""
+    content = yaml.safe_load(form.read_text())
+    if form.stem == "config":
+        assert set(content) <= {"blank_issues_enabled", "contact_links"}
+        return
+    assert set(content) <= {"name", "description", "body", "title", "labels"}
+    ids = [element["id"] for element in content["body"]]
+    assert len(ids) == len(set(ids)) and all(re.fullmatch(r"[\w-]+", one) for one in ids)
+    for element in content["body"]:
+        assert element["type"] in {"textarea", "input", "dropdown", "checkboxes"}
+        assert set(element) <= {"type", "id", "attributes", "validations"} and element["attributes"]["label"]
+        assert set(element["attributes"]) <= {"label", "description", "placeholder", "value", "render"}
+        assert "render" not in element["attributes"] or element["type"] == "textarea"

@@ -49,6 +49,24 @@ class CompiledStep:
     seconds: float
 
 
+def lowered_for(
+    machine: Machine,
+    objective: Objective,
+    optimizer: Optimizer,
+    hardware: mesh_lib.Hardware,
+    batch: Mapping[str, jax.ShapeDtypeStruct],
+) -> str:
+    """The step's StableHLO: what the compiler is asked to do, the same for the same program.
+
+    Raises:
+      UserError: mesh or batch do not go with the machine.
+    """
+    mesh = hardware.make_mesh(list(machine.descriptions))
+    with jax.set_mesh(mesh), nn.logical_axis_rules(hardware.rules):
+        _, lowered = _lower(machine, objective, optimizer, hardware, mesh, batch)
+        return lowered.as_text()
+
+
 def compile_for(
     machine: Machine,
     objective: Objective,
@@ -62,13 +80,9 @@ def compile_for(
       UserError: mesh or batch do not go with the machine, or the compiler refuses the program.
     """
     mesh = hardware.make_mesh(list(machine.descriptions))
-    scalar = jax.ShapeDtypeStruct((), np.float32)
     with jax.set_mesh(mesh), nn.logical_axis_rules(hardware.rules):
-        stage = program.build(objective, optimizer, hardware, mesh, batch)
-        logger.info("mesh %s; tracing", dict(mesh.shape))
         begin = time.monotonic()
-        traced = stage.train_step.trace(stage.state, stage.batch, scalar, scalar)
-        lowered = traced.lower(lowering_platforms=(machine.platform,))
+        stage, lowered = _lower(machine, objective, optimizer, hardware, mesh, batch)
         logger.info("traced in %.0f s; compiling", time.monotonic() - begin)
         kinds, text, temporary, code = _bytes_by_kind(stage), "", 0, 0
         try:
@@ -95,6 +109,22 @@ def compile_for(
         text=text,
         seconds=seconds,
     )
+
+
+def _lower(
+    machine: Machine,
+    objective: Objective,
+    optimizer: Optimizer,
+    hardware: mesh_lib.Hardware,
+    mesh: Mesh,
+    batch: Mapping[str, jax.ShapeDtypeStruct],
+) -> tuple[program.Program, Any]:
+    """The stage, and its step for the machine's platform; within the mesh and the axis rules."""
+    scalar = jax.ShapeDtypeStruct((), np.float32)
+    stage = program.build(objective, optimizer, hardware, mesh, batch)
+    logger.info("mesh %s; tracing", dict(mesh.shape))
+    traced = stage.train_step.trace(stage.state, stage.batch, scalar, scalar)
+    return stage, traced.lower(lowering_platforms=(machine.platform,))
 
 
 def _bytes_by_kind(stage: program.Program) -> dict[str, int]:

@@ -1,0 +1,84 @@
+"""One run at a time in a MODEL_DIR: two that train in the same folder would overwrite each other's checkpoints."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import socket
+import time
+from pathlib import Path
+from typing import IO
+
+from mimo_jax.cli import UserError
+
+logger = logging.getLogger(__name__)
+
+FILE = ".running"
+# A run that was stopped may still be writing its last checkpoint when it is started again.
+WAIT_SECONDS = 60.0
+
+
+class RunLock:
+    """Held from `acquire` to `release`, or to the end of the process, however that ends.
+
+    A POSIX record lock: it works between the hosts of NFS and Lustre, and child processes do not inherit it. Where a
+    file system has no locks (some mounts of object stores), nothing is held, and the log says so.
+    """
+
+    def __init__(self, file: IO[str] | None):
+        self._file = file
+
+    @classmethod
+    def acquire(cls, model_dir: str | os.PathLike[str], wait_seconds: float = WAIT_SECONDS) -> RunLock:
+        """Takes the lock of a folder that exists, after at most `wait_seconds`.
+
+        Raises:
+          UserError: another process holds it; the message says which.
+        """
+        path = Path(model_dir) / FILE
+        file = open(path, "a+", encoding="utf-8")
+        deadline = time.monotonic() + wait_seconds
+        told = False
+        while True:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except (BlockingIOError, PermissionError):
+                holder = _holder(file)
+                if time.monotonic() >= deadline:
+                    file.close()
+                    raise UserError(
+                        f"{model_dir}: {holder} trains there. Wait for it or stop it, or give another MODEL_DIR"
+                    ) from None
+                if not told:
+                    logger.info(
+                        "%s: %s trains there; waiting up to %.0f s for its end", model_dir, holder, wait_seconds
+                    )
+                    told = True
+                time.sleep(min(0.5, max(wait_seconds / 10, 0.01)))
+            except OSError as error:
+                logger.warning("%s cannot be locked (%s): see to it that only one run trains there", path, error)
+                file.close()
+                return cls(None)
+        file.truncate(0)
+        file.write(json.dumps({"host": socket.gethostname(), "process": os.getpid()}))
+        file.flush()
+        return cls(file)
+
+    def release(self) -> None:
+        """Lets others have the folder."""
+        if self._file is not None:
+            self._file.truncate(0)
+            self._file.close()
+            self._file = None
+
+
+def _holder(file: IO[str]) -> str:
+    file.seek(0)
+    try:
+        said = json.loads(file.read())
+        return f"process {said['process']} on {said['host']}"
+    except (ValueError, KeyError):
+        return "another process"
