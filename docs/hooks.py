@@ -3,11 +3,11 @@
 - index.md, the home page, is README.md with its links turned round.
 - reference/ROOM.md holds the docstrings of the public modules of mimo_jax/ROOM, in the order of their names.
 - Pages link to files outside docs/ as they lie on disk (`../gin/hardware/local.gin`), so that the links work where the
-  pages are read as files. Each such file is copied into the site, Markdown as a page, and the links point there.
+  pages are read as files. Each such file is copied into the site, Markdown as a page, and the links point there. Links
+  on those pages are reduced to their text.
 """
 
 import ast
-import posixpath
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +18,7 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "mimo_jax"
-IN_NAV = ("CHANGELOG.md", "benchmarks/RESULTS.md")  # of the files outside docs/
+IN_NAV = ("CHANGELOG.md", "CONTRIBUTING.md", "benchmarks/RESULTS.md")  # of the files outside docs/
 # `[text](../path)` and `![text](../path)`, with or without an anchor.
 _OUTSIDE = re.compile(r"\]\(\.\./([^)#\s]+)(#[^)\s]*)?\)")
 _FENCE = re.compile(r"^( *)```.*?^\1``` *$", re.MULTILINE | re.DOTALL)
@@ -50,8 +50,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Links to files outside docs/ lead to their copies; markers for tests go."""
     markdown = _MARKER.sub("", markdown)
-    if posixpath.dirname(page.file.src_uri) not in ("", "reference"):
-        return _without_links(markdown)  # a copy, such as benchmarks/RESULTS.md
+    if page.file.src_uri in IN_NAV:
+        return _without_links(markdown)
     parts: list[str] = []
     end = 0
     for fence in _FENCE.finditer(markdown):

@@ -1,4 +1,4 @@
-"""The fenced code blocks of README.md and docs/, with what the page says about testing them.
+"""The fenced code blocks of README.md, CONTRIBUTING.md and docs/, with what the page says about testing them.
 
 A comment on the line before a block says how it is treated:
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 _FENCE = re.compile(r"^( *)(`{3,})(.*)$")
 _MARKER = re.compile(r"^ *<!-- ([a-z ]+): (.+) -->$")
 _MARKERS = ("not run", "file", "gin")

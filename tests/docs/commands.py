@@ -24,7 +24,8 @@ from absl import app, flags
 from mimo_jax import cli, pretrain
 from tests.docs.blocks import ROOT
 
-_HARMLESS = {"cd", "export", "git", "ls", "mkdir", "source", "tensorboard"}
+_HARMLESS = {"cd", "cp", "export", "git", "ls", "mkdir", "pre-commit", "pytest", "source", "tensorboard"}
+_OURS = re.compile(r"(\./)?(benchmarks|docs|gin|launch|notebooks|requirements|tests|tools)/[\w./-]+")
 _VARIABLE = re.compile(r"\$\{?\w+\}?")
 _ASSIGNMENT = re.compile(r"[A-Za-z_]\w*=.*", re.DOTALL)
 
@@ -78,14 +79,18 @@ def check(words: Sequence[str]) -> None:
     words = list(words)
     while words and _ASSIGNMENT.fullmatch(words[0]):
         del words[0]
-    if not words or words[0] in _HARMLESS:
+    missing = [word for word in words if _OURS.fullmatch(word) and not (ROOT / word).exists()]
+    if missing:
+        raise Wrong(f"{shlex.join(words)}: no such file: {missing[0]}")
+    if not words or words[0].rpartition("/")[2] in _HARMLESS:
         return
     module = next((words[n + 1] for n in range(len(words) - 1) if words[n] == "-m"), "")
-    script = next((word for word in words if re.fullmatch(r"(\./)?(launch/\w+\.sh|benchmarks/\w+\.py)", word)), "")
+    script = next((word for word in words if re.fullmatch(r"(\./)?(launch|benchmarks|tools)/\w+\.(sh|py)", word)), "")
     if module.split(".")[0] == "mimo_jax":
         _check_module(module, words[words.index(module) + 1 :])
     elif words[0] == "mimo-jax" and len(words) > 1:
-        _check_module(f"mimo_jax.{words[1]}", words[2:])
+        if not words[1].startswith("-"):
+            _check_module(f"mimo_jax.{words[1].replace('-', '_')}", words[2:])
     elif script:
         _check_script(ROOT / script, words[words.index(script) + 1 :])
     elif "pip" in words and "install" in words:
@@ -120,8 +125,6 @@ def _extras() -> set[str]:
 
 
 def _check_script(path: Path, arguments: Sequence[str]) -> None:
-    if not path.is_file():
-        raise Wrong(f"{path}: no such file")
     if path.suffix == ".py":
         _parse(str(path), arguments)
         return
@@ -179,7 +182,8 @@ def _as_main(target: str, arguments: Sequence[str]) -> Any:
     with mock.patch.object(sys, "argv", [target, *arguments]), _own_flags(), warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # runpy: the module has been imported before
         if target.endswith(".py"):
-            runpy.run_path(target, run_name="__main__")
+            with mock.patch.object(sys, "path", [str(Path(target).parent), *sys.path]):
+                runpy.run_path(target, run_name="__main__")
         else:
             runpy.run_module(target, run_name="__main__", alter_sys=True)
     return None

@@ -1,4 +1,4 @@
-"""Every code block of README.md and docs/: Python is run, commands are checked against the real flags, files are bound.
+"""Every code block of README.md, CONTRIBUTING.md and docs/: Python is run, gin bound, commands checked.
 
 `blocks` says how a page marks what cannot be run, and why; `commands` how a command is checked.
 """
@@ -126,7 +126,7 @@ def test_python(page: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch):
 
 def test_paths_that_pages_name_are_there():
     """`gin/...`, `launch/...` and the like in the text."""
-    rooms = "benchmarks|docs|gin|launch|mimo_jax|requirements|tests"
+    rooms = "benchmarks|docs|gin|launch|mimo_jax|notebooks|requirements|tests|tools"
     named = re.compile(rf"`(?:\./)?((?:{rooms})/[\w./-]+?)/?`")
     missing = [
         f"{page.name}: {path}"

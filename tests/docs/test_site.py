@@ -26,13 +26,17 @@ FILES = {
     "gin/a.gin": "A = 1\n",
     "benchmarks/RESULTS.md": "# Measured\n\n## First\n\n[broken for others](../docs/page.md)\n",
     "CHANGELOG.md": "# Changes\n",
+    "CONTRIBUTING.md": "# Contributing\n",
     "mimo_jax/__init__.py": "",
     "mimo_jax/train.py": "",
     "mimo_jax/room/__init__.py": '"""Nothing but a docstring."""\n',
     "mimo_jax/room/things.py": "",
     "mimo_jax/room/_private.py": "",
 }
-NAV = [{"A": ["index.md", "page.md", "CHANGELOG.md", "benchmarks/RESULTS.md"]}, {"Reference": "reference/"}]
+NAV = [
+    {"A": ["index.md", "page.md", "CHANGELOG.md", "CONTRIBUTING.md", "benchmarks/RESULTS.md"]},
+    {"Reference": "reference/"},
+]
 
 
 @pytest.fixture
