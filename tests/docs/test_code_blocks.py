@@ -5,6 +5,7 @@
 
 import ast
 import contextlib
+import dataclasses
 import io
 import json
 import re
@@ -18,6 +19,7 @@ import pytest
 import yaml
 
 from mimo_jax import cli
+from mimo_jax.data.manifest import Record, record_of
 from mimo_jax.inference.tasks import MimoAudio
 from tests.docs import blocks, commands
 from tests.docs.blocks import PAGES, ROOT, Block
@@ -92,7 +94,10 @@ def test_data(block: Block):
     decoder = json.JSONDecoder()
     rest = block.text.strip()
     while rest:  # one value, or several one behind the other
-        _, end = decoder.raw_decode(rest)
+        value, end = decoder.raw_decode(rest)
+        if isinstance(value, dict) and "audio" in value:  # a line of a manifest
+            record_of({"id": "a", **value})
+            assert set(value) <= {field.name for field in dataclasses.fields(Record)}, block
         rest = rest[end:].strip()
 
 
@@ -175,7 +180,6 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which the pages' Python runs: a tiny model, recordings, a source, files of marked blocks."""
     from benchmarks.crowd import tiny_model
     from mimo_jax.data.audio import write_wav
-    from mimo_jax.data.manifest import Record
     from mimo_jax.data.manifest_files import write_manifest
 
     folder = tmp_path_factory.mktemp("pages")
