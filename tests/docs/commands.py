@@ -8,6 +8,7 @@ import argparse
 import ast
 import contextlib
 import io
+import json
 import re
 import runpy
 import shlex
@@ -43,7 +44,11 @@ class _Parsed(BaseException):
 
 
 def split(text: str) -> list[list[str]]:
-    """The commands of a shell script as lists of words: lines are joined at a backslash, comments dropped."""
+    """The commands of a shell script as lists of words: lines are joined at a backslash, comments dropped.
+
+    What a program prints, `$(...)`, is `AAAA`.
+    """
+    text = re.sub(r"\$\([^()]*\)", "AAAA", text)
     commands: list[str] = [""]
     quote = ""
     at = 0
@@ -95,6 +100,8 @@ def check(words: Sequence[str]) -> None:
         _check_script(ROOT / script, words[words.index(script) + 1 :])
     elif "pip" in words and "install" in words:
         _check_extras(" ".join(words))
+    elif words[0] == "curl":
+        _check_request(words)
     else:
         raise Unknown(shlex.join(words))
 
@@ -116,6 +123,24 @@ def _check_extras(command: str) -> None:
         missing = set(extra.split(",")) - _extras()
         if missing:
             raise Wrong(f"{command}: setup.py has no extra {', '.join(sorted(missing))}")
+
+
+def _check_request(words: Sequence[str]) -> None:
+    """A request to the endpoint: its path, and its body where it is JSON."""
+    from mimo_jax.serving import schema
+    from mimo_jax.serving.errors import ApiError
+    from mimo_jax.serving.limits import Limits
+
+    readers = {"/v1/chat/completions": schema.chat, "/v1/audio/speech": schema.speech}
+    url = next((word for word in words if word.startswith("http://127.0.0.1:8000/")), "")
+    path = url.removeprefix("http://127.0.0.1:8000")
+    if path not in re.findall(r'Route\("([^"]+)"', (ROOT / "mimo_jax/serving/app.py").read_text(encoding="utf-8")):
+        raise Wrong(f"{shlex.join(words)}: the endpoint has no {path or 'such address'}")
+    if "-d" in words:
+        try:
+            readers[path](json.loads(words[words.index("-d") + 1]), Limits())
+        except (ApiError, ValueError) as error:
+            raise Wrong(f"{shlex.join(words)}: {error}") from error
 
 
 def _extras() -> set[str]:

@@ -248,6 +248,9 @@ def test_a_wrong_flag_in_a_page_is_found(tmp_path: Path, monkeypatch: pytest.Mon
         ("./launch/nothing.sh", "no such file"),
         ("python benchmarks/data.py --contxt=1", "--contxt=1"),
         ("pip install 'mimo_jax[nothing]'", "no extra nothing"),
+        ("cp launch/nothing.env job.env", "no such file"),
+        ("curl http://127.0.0.1:8000/v1/nothing", "has no /v1/nothing"),
+        ("""curl http://127.0.0.1:8000/v1/audio/speech -d '{"input": 1}'""", "input"),
     ],
 )
 def test_wrong_commands_are_found(command: str, message: str, monkeypatch: pytest.MonkeyPatch):
