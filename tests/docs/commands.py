@@ -154,13 +154,18 @@ def _check_script(path: Path, arguments: Sequence[str]) -> None:
         _parse(str(path), arguments)
         return
     text = path.read_text(encoding="utf-8")
+    branches = dict(re.findall(r"^ *([a-z]\w*)\)(.*?);;", text, re.MULTILINE | re.DOTALL))
+    if arguments and arguments[0] in branches:  # `script.sh word ...`: that branch of a `case`
+        text, arguments = branches[arguments[0]], arguments[1:]
     passed_on = re.search(r'-m (mimo_jax\.\w+) "\$@"', text)
     if passed_on:
         _check_module(passed_on[1], arguments)
         return
     for argument in arguments:
-        option = argument.partition("=")[0]
-        if option.startswith("--") and option not in text:
+        option, _, value = argument.partition("=")
+        if option == "--gin_file" and not (ROOT / value).is_file():
+            raise Wrong(f"{argument}: no such file")
+        if re.match(r"--(?!gin)", option) and option not in path.read_text(encoding="utf-8"):
             raise Wrong(f"{path.name} knows no option {option}")
 
 
