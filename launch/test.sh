@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Lint, formatting, types and tests, in an environment made or reused from requirements/dev.txt.
+# Lint, formatting, types, documentation and tests, in an environment made or reused from requirements/dev.txt.
 #
 #   ./launch/test.sh [--all] [pytest arguments]
 #
 #   ./launch/test.sh                      everything but the tests marked slow
 #   ./launch/test.sh --all                the slow ones too, and those of Apache Beam in an environment of their own
-#   ./launch/test.sh tests/interop -k hf  only some tests (lint and types are run all the same)
+#   ./launch/test.sh tests/interop -k hf  only some tests (lint, types and the site are run all the same)
 #   ./launch/test.sh -n 0 --pdb           in one process, with a debugger
 #
 # MIMO_JAX_TORCH=none does without PyTorch; the tests in which `transformers` loads exported models are then skipped.
@@ -41,6 +41,10 @@ say "shellcheck"
 PATH=$VENV/bin:$PATH "$VENV/bin/shellcheck" -x launch/*.sh tools/*.sh .ci/run
 say "mypy"
 "$VENV/bin/mypy"
+say "mkdocs build"
+site=$(mktemp -d)
+trap 'rm -rf "$site"' EXIT
+NO_MKDOCS_2_WARNING=1 "$VENV/bin/mkdocs" build --strict --quiet --site-dir "$site"
 say "pytest"
 # One file's tests stay in one process: they share compiled functions and session fixtures. A process that crashes ends
 # the run and is told; with a new one in its place, xdist 3.8 can wait for ever for files that are done already.

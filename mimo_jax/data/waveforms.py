@@ -290,7 +290,7 @@ class WaveformSource:
 
             * one sequence a row: num_samples int32 [B], text_length int32 [B];
             * packed, U = `max_utterances`: starts int32 [B, U] in samples, num_samples int32 [B, U] (0 = none),
-              text_segments int32 [B, L]: 1 + place of the utterance that the text belongs to, 0 = nothing.
+                text_segments int32 [B, L]: 1 + place of the utterance that the text belongs to, 0 = nothing.
 
             With captions or packed also text_kind int32 [B, U] (U = 1 if not packed), see `TEXT_KINDS`.
         """
