@@ -21,6 +21,9 @@ NODE_PYTHON PROCESSES "
 JOB_ARRAYS=" STAGES BINDINGS ENVIRONMENT SBATCH "
 DRY_RUN=false
 MOUNT=/storage # where a bucket is mounted
+# Cloud Storage FUSE, as its driver for Kubernetes takes it: a checkpoint's folder is renamed once it is whole, which a bucket
+# without hierarchical namespace does file by file and refuses by default; a folder that another host has just made is seen.
+GCSFUSE_OPTIONS=implicit-dirs,rename-dir-limit=1000000,metadata-cache:negative-ttl-secs:0
 
 note() { printf '%s\n' "$*"; }
 
@@ -113,9 +116,12 @@ check_job() {
 
 in_storage() { case $1 in /*) printf '%s\n' "$1" ;; *) printf '%s\n' "$ROOT_FOLDER/$1" ;; esac; }
 
-# A gin file as mimo_jax.cli looks for it: what is here is in the image, too.
+# find_gin VARIABLE FILE: as mimo_jax.cli finds it when it is started in the checkout.
 find_gin() {
-  [ -f "$2" ] || [ -f "$ROOT/$2" ] || [ -f "$ROOT/gin/$2" ] || fail "$1: $2: no such file here, in $ROOT or in $ROOT/gin"
+  case $2 in
+    /*) [ -f "$2" ] || fail "$1: $2: no such file" ;;
+    *) [ -f "$ROOT/$2" ] || [ -f "$ROOT/gin/$2" ] || fail "$1: $2: no such file in $ROOT or $ROOT/gin" ;;
+  esac
 }
 
 # From MACHINE: ACCELERATOR (tpu, cuda), KIND, TOPOLOGY, SLICES, CHIPS (of a slice or node), HOSTS (of a slice, or all),
@@ -159,11 +165,12 @@ check_machine() {
   [ "$KIND" != tpu7x ] || HOST_DEVICES=$((2 * HOST_CHIPS)) # each half of a chip is a device
 }
 
-# need_tpu, need_gpu, need NAME PATTERN WHAT: what a launcher cannot do without.
+# What a launcher cannot do without.
 need_machine() { [ -n "$MACHINE" ] || fail "MACHINE is empty: name one, such as v5p:4x8x8 or h100:32x8"; }
 need_tpu() { need_machine; [ "$ACCELERATOR" = tpu ] || fail "MACHINE=$MACHINE: $(basename "$0") is for TPUs"; }
 need_bucket() { [ -n "$BUCKET" ] || fail "STORAGE=$STORAGE: $(basename "$0") mounts a bucket: write gs://BUCKET[/FOLDER]"; }
 need_image() {
+  case " $HARDWARE ${STAGES[*]} " in *" /"*.gin*) fail "STAGES, HARDWARE: the image holds the files of $ROOT; put yours there" ;; esac
   require IMAGE '[a-z0-9][a-z0-9.-]*(:[0-9]+)?(/[a-z0-9._-]+)+(:[A-Za-z0-9_.-]+)?(@sha256:[0-9a-f]{64})?' \
     "the image's whole name, such as us-docker.pkg.dev/PROJECT/images/mimo_jax:latest"
 }
