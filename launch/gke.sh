@@ -183,7 +183,7 @@ $(environment)
 YAML
 }
 
-file=$ROOT/runs/launch/$NAME.yaml
+file=$LAUNCH_DIR/$NAME.yaml
 [ "$DRY_RUN" = true ] || mkdir -p "${file%/*}"
 manifest | sed '/^$/d' | create "$file"
 run kubectl create -f "$file"

@@ -21,6 +21,7 @@ NODE_PYTHON PROCESSES "
 JOB_ARRAYS=" STAGES BINDINGS ENVIRONMENT SBATCH "
 DRY_RUN=false
 MOUNT=/storage # where a bucket is mounted
+LAUNCH_DIR=${MIMO_JAX_LAUNCH_DIR:-$ROOT/runs/launch} # where manifests and scripts are written
 # Cloud Storage FUSE, as its driver for Kubernetes takes it: a checkpoint's folder is renamed once it is whole, which a bucket
 # without hierarchical namespace does file by file and refuses by default; a folder that another host has just made is seen.
 GCSFUSE_OPTIONS=implicit-dirs,rename-dir-limit=1000000,metadata-cache:negative-ttl-secs:0

@@ -59,16 +59,16 @@ YAML
   for setting in "${SETTINGS[@]}"; do printf '  %s: %s\n' "${setting%%=*}" "$(yaml "${setting#*=}")"; done
   cat <<YAML
 run: |
-  cd /opt/mimo_jax
+  cd /opt/mimo_jax || exit 2
 YAML
   # TPU hosts learn from Google's metadata server who they are.
   [ "$ACCELERATOR" = tpu ] || cat <<'YAML'
-  export JAX_COORDINATOR_ADDRESS=$(echo "$SKYPILOT_NODE_IPS" | head -n 1):8476
-  export JAX_NUM_PROCESSES=$SKYPILOT_NUM_NODES JAX_PROCESS_ID=$SKYPILOT_NODE_RANK
+  JAX_COORDINATOR_ADDRESS=$(echo "$SKYPILOT_NODE_IPS" | head -n 1):8476
+  export JAX_COORDINATOR_ADDRESS JAX_NUM_PROCESSES=$SKYPILOT_NUM_NODES JAX_PROCESS_ID=$SKYPILOT_NODE_RANK
 YAML
   printf '  exec %s\n' "$(quoted "${COMMAND[@]}")"
 }
-file=$ROOT/runs/launch/$NAME-sky.yaml
+file=$LAUNCH_DIR/$NAME-sky.yaml
 [ "$DRY_RUN" = true ] || mkdir -p "${file%/*}"
 task | sed '/^$/d' | create "$file"
 run sky jobs launch --yes --detach-run "--name=$NAME" "$file"

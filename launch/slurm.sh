@@ -64,7 +64,7 @@ exit \$code
 SCRIPT
 }
 
-file=$ROOT/runs/launch/$NAME.sbatch
+file=$LAUNCH_DIR/$NAME.sbatch
 [ "$DRY_RUN" = true ] || mkdir -p "${file%/*}" "$MODEL_FOLDER"
 batch_script | create "$file"
 run sbatch "$file"

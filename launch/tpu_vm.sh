@@ -75,7 +75,7 @@ if ! command -v gcsfuse >/dev/null; then
 fi
 mkdir -p $MOUNT
 mountpoint -q $MOUNT || gcsfuse $(quoted "${gcsfuse_flags[@]}") $BUCKET $MOUNT
-gcloud auth configure-docker --quiet ${IMAGE%%/*}
+gcloud auth configure-docker ${IMAGE%%/*} --quiet
 docker pull --quiet $IMAGE
 docker rm --force $NAME 2>/dev/null || true
 code=0
@@ -88,7 +88,7 @@ SCRIPT
 }
 
 where=("--project=$PROJECT" "--zone=$ZONE")
-script=$ROOT/runs/launch/$NAME-startup.sh
+script=$LAUNCH_DIR/$NAME-startup.sh
 create_slice() {
   local options=("--node-id=$NAME" "--accelerator-type=$type" "--runtime-version=$RUNTIME_VERSION"
     "--metadata-from-file=startup-script=$script" --scopes=cloud-platform)

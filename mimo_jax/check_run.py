@@ -51,8 +51,6 @@ def check(devices: int, processes: int, slices: int = 1) -> dict[str, int]:
     rows = _batch_rows()
     if rows is not None:
         mesh_lib.check_batch(AbstractMesh(tuple(sizes.values()), tuple(sizes)), rows, hardware.microbatches)
-        if rows % processes:
-            raise UserError(f"BATCH_ROWS = {rows} cannot be dealt evenly to {processes} processes")
     return sizes
 
 
