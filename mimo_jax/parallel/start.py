@@ -78,6 +78,16 @@ def connect(coordinator: str | None = None, process_count: int | None = None, pr
         logging.getLogger("mimo_jax").setLevel(logging.WARNING)
 
 
+def process_index() -> int:
+    """Number of this process. For gin files: jax 0.12 has an object in its place, which gin cannot bind."""
+    return jax.process_index()
+
+
+def process_count() -> int:
+    """Processes of the run. For gin files, like `process_index`."""
+    return jax.process_count()
+
+
 def _number(name: str) -> int | None:
     value = os.environ.get(name)
     if value is not None and not value.isdecimal():
