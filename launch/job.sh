@@ -51,6 +51,7 @@ read_job() {
   done
   [ -n "$file" ] || fail "--env=FILE is missing: copy launch/job.env.example and fill it in"
   [ -f "$file" ] || fail "--env=$file: no such file; copy launch/job.env.example and fill it in"
+  case $file in */*) ;; *) file=./$file ;; esac # without a slash bash would look for it in PATH
   while read -r name; do
     is_among "$name" "$JOB_VARIABLES" || fail "$file: unknown variable $name; those of launch/job.env.example are known"
   done < <(sed -nE 's/^[[:space:]]*(export[[:space:]]+)?([A-Za-z_][A-Za-z_0-9]*)\+?=.*/\2/p' "$file")
@@ -101,6 +102,8 @@ check_job() {
   [ ${#STAGES[@]} -gt 0 ] || fail "STAGES is empty: name at least one run file, such as gin/runs/pretrain_7b_understanding.gin"
   [ -z "$HARDWARE" ] || find_gin HARDWARE "$HARDWARE"
   for stage in "${STAGES[@]}"; do
+    # Quotes would mean one thing to mimo_jax.pretrain and another here.
+    case $stage in *[\'\"\\]*) fail "STAGES: $stage: write bindings with quotes into BINDINGS or a gin file" ;; esac
     case $stage in *.gin | *.gin' '*) ;; *) fail "STAGES: '$stage' should begin with a gin run file" ;; esac
     set -f
     for word in $stage; do case $word in *.gin) find_gin STAGES "$word" ;; esac; done

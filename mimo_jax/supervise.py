@@ -128,9 +128,8 @@ class _Attempt:
             for environment in told:
                 environment["JAX_COORDINATOR_ADDRESS"] = address
         self._processes: list[subprocess.Popen[bytes]] = []
-        self._readers: list[threading.Thread] = []
         try:
-            for number, environment in enumerate(told):
+            for environment in told:
                 # A session of its own: Ctrl-C reaches the supervisor alone, which asks all of them to save.
                 process = subprocess.Popen(  # noqa: PLW1509
                     list(job.command),
@@ -142,15 +141,20 @@ class _Attempt:
                     preexec_fn=die_with_parent,
                 )
                 self._processes.append(process)
-                prefix = f"[{number}] " if job.processes > 1 else ""
-                log = None if job.logs is None else job.logs / f"{socket.gethostname()}_{number}.log"
-                reader = threading.Thread(target=_copy, args=(process.stdout, prefix, log), daemon=True)
-                reader.start()
-                self._readers.append(reader)
         except OSError as error:
             self._kill()
             raise UserError(f"{job.command[0]} cannot be started: {error}") from error
+        self._readers = [self._reader(job, number) for number in range(job.processes)]
         logger.info("started %s", ", ".join(f"process {i} (pid {p.pid})" for i, p in enumerate(self._processes)))
+
+    def _reader(self, job: Job, number: int) -> threading.Thread:
+        prefix = f"[{number}] " if job.processes > 1 else ""
+        log = None if job.logs is None else job.logs / f"{socket.gethostname()}_{number}.log"
+        source = self._processes[number].stdout
+        assert source is not None
+        reader = threading.Thread(target=_copy, args=(source, prefix, log), daemon=True)
+        reader.start()
+        return reader
 
     def wait(self, stop: _StopSignals) -> list[int]:
         """Exit codes once all have ended; -N by signal N."""

@@ -348,6 +348,11 @@ def test_tpu_vm_host_that_cannot_pull_the_image_says_so(launcher):
         ("gke", {"STAGES": "(gin/runs/joint.gin)"}, "STAGES: gin/runs/joint.gin: no such file in"),
         ("gke", {"STAGES": "()"}, "STAGES is empty"),
         ("gke", {"STAGES": "('BATCH_ROWS=8')"}, "STAGES: 'BATCH_ROWS=8' should begin with a gin run file"),
+        (
+            "gke",
+            {"STAGES": "(\"gin/runs/sft_7b.gin A='b'\")"},
+            "write bindings with quotes into BINDINGS or a gin file",
+        ),
         ("gke", {"BINDINGS": "(--gin.BATCH_ROWS=8)"}, "BINDINGS: write BATCH_ROWS=8 without dashes in front"),
         ("gke", {"BINDINGS": "(BATCH_ROWS)"}, "BINDINGS: BATCH_ROWS: write NAME=VALUE"),
         ("gke", {"ENVIRONMENT": "(NCCL-DEBUG=INFO)"}, "ENVIRONMENT: NCCL-DEBUG=INFO: write NAME=VALUE"),

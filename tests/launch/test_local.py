@@ -74,7 +74,7 @@ def same(ours: Path, theirs: Path) -> None:
 
 
 def test_a_killed_process(whole, tmp_path):
-    launched = Launched(tmp_path, "SECONDS=0.1")
+    launched = Launched(tmp_path, "SECONDS=0.2")
     launched.wait_for_checkpoint(8)
     os.kill(launched.pids()[1], signal.SIGKILL)
     said = launched.finish()
@@ -88,7 +88,7 @@ def test_a_killed_process(whole, tmp_path):
 
 @pytest.mark.slow
 def test_ctrl_c_and_another_start(whole, tmp_path):
-    launched = Launched(tmp_path, "SECONDS=0.1")
+    launched = Launched(tmp_path, "SECONDS=0.2")
     launched.wait_for_checkpoint(8)
     launched.process.send_signal(signal.SIGINT)
     assert "asked to stop; saved at step" in launched.finish(75)

@@ -12,7 +12,9 @@ import pytest
 
 from mimo_jax import supervise
 from mimo_jax.cli import UserError
+from mimo_jax.parallel.start import NotTogether
 from mimo_jax.supervise import Job
+from mimo_jax.training.watchdog import EXIT_STUCK
 
 # Each process appends a line to its own file in FOLDER and goes on as BODY says; `starts` is how often it was started.
 PROGRAM = """
@@ -23,6 +25,10 @@ told = [os.environ.get(n) for n in ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSE
 with (folder / f"process_{number}").open("a") as file:
     print(*told, sep="|", file=file)
 starts = (folder / f"process_{number}").read_text().count(chr(10))
+(folder / f"started_{number}_{starts}").touch()
+def wait_for(count):
+    while len(list(folder.glob(f"started_*_{starts}"))) < count:
+        time.sleep(0.01)
 def save(step):
     (folder / "checkpoints" / str(step)).mkdir(parents=True)
 def serve():
@@ -72,8 +78,9 @@ def test_a_checkpoint_of_any_stage_is_progress(tmp_path):
     assert supervise.checkpoints(tmp_path / "missing") == {}
 
 
-def test_a_mistake_in_the_input_ends_it_at_once(job, tmp_path):
-    body = "time.sleep(60 if number == '0' else 0)\nsys.exit(2)"
+def test_a_mistake_in_the_input_ends_it_at_once(job, tmp_path, monkeypatch):
+    monkeypatch.setattr(supervise, "_PATIENCE_AFTER_CRASH", 0.2)
+    body = "wait_for(2)\ntime.sleep(60 if number == '0' else 0)\nsys.exit(2)"
     assert supervise.run(job(body, processes=2)) == 2
     assert len(starts(tmp_path)) == 1
 
@@ -82,6 +89,7 @@ def test_one_lost_process_takes_the_others_with_it(job, tmp_path, monkeypatch):
     monkeypatch.setattr(supervise, "_PATIENCE_AFTER_CRASH", 0.2)
     # The others wait in vain and do not listen to SIGTERM, as in a collective operation.
     body = """
+wait_for(3)
 if starts == 2: sys.exit(0)
 if number == "1": os.kill(os.getpid(), signal.SIGKILL)
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -139,3 +147,9 @@ def test_mistakes_are_named(tmp_path, capfd):
 )
 def test_exit_code_of_all(codes, code):
     assert supervise._common_code(codes) == code
+
+
+def test_processes_that_do_not_come_together_start_again():
+    """One that starts again may find the others not there yet: that is no mistake in the input."""
+    assert issubclass(NotTogether, UserError)
+    assert NotTogether.exit_code == EXIT_STUCK != UserError.exit_code == 2
