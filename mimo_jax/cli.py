@@ -19,12 +19,16 @@ from typing import Any
 
 _GIN_PREFIX = "--gin."
 _GIN_REFERENCE = r"[@%][\w./]+(\(\))?"
+# Exit code of a mistake in the input: starting again would end the same way.
+EXIT_MISTAKE = 2
 # Exit code of a run that saved its state because it was asked to stop: start it again and it goes on.
 EXIT_PREEMPTED = 75
 
 
 class UserError(Exception):
     """A mistake in the input: its message names the file or value and what to do; shown without a traceback."""
+
+    exit_code = EXIT_MISTAKE
 
 
 def require_folders(*folders: str) -> None:
@@ -190,7 +194,7 @@ def run(
         app.run(lambda argv: _guarded(main, argv), argv=arguments)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(error.exit_code)
 
 
 def _in_full(argv: Sequence[str], short: Mapping[str, str]) -> list[str]:
@@ -221,4 +225,4 @@ def _guarded(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> None
         if flags.FLAGS.traceback:
             raise
         print(f"error: {_one_line(error)}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(error.exit_code)

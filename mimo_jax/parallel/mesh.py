@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from flax import linen as nn
 from jax.experimental import mesh_utils
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from mimo_jax.cli import UserError
 from mimo_jax.models import layers, partition
@@ -84,19 +84,24 @@ class Hardware:
           UserError: the sizes do not multiply to the number of devices, or the slices are others.
         """
         devices = list(jax.devices() if devices is None else devices)
+        sizes = list(self.sizes(len(devices)).values())
+        types = (jax.sharding.AxisType.Auto,) * len(MESH_AXES)
+        return Mesh(_arrange(devices, sizes), MESH_AXES, axis_types=types)
+
+    def sizes(self, devices: int) -> dict[str, int]:
+        """Size of each axis of the mesh over so many devices; raises UserError if they do not multiply to them."""
         sizes = [getattr(self, axis) for axis in MESH_AXES]
         known = math.prod(size for size in sizes if size != -1)
         if sizes.count(-1) > 1:
             raise UserError(f"Hardware: more than one mesh axis is -1: {dict(zip(MESH_AXES, sizes, strict=True))}")
-        if -1 in sizes and len(devices) % known == 0:
-            sizes[sizes.index(-1)] = len(devices) // known
-        if math.prod(sizes) != len(devices):
+        if -1 in sizes and devices % known == 0:
+            sizes[sizes.index(-1)] = devices // known
+        if math.prod(sizes) != devices:
             raise UserError(
-                f"Hardware: mesh {dict(zip(MESH_AXES, sizes, strict=True))} does not fit {len(devices)} devices; "
+                f"Hardware: mesh {dict(zip(MESH_AXES, sizes, strict=True))} does not fit {devices} devices; "
                 "set the axes in the hardware gin so that they multiply to the number of devices"
             )
-        types = (jax.sharding.AxisType.Auto,) * len(MESH_AXES)
-        return Mesh(_arrange(devices, sizes), MESH_AXES, axis_types=types)
+        return dict(zip(MESH_AXES, sizes, strict=True))
 
 
 def _arrange(devices: list[Any], sizes: list[int]) -> np.ndarray:
@@ -138,12 +143,12 @@ def batch_shardings(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, NamedShar
     return {name: both if x.ndim > 1 and x.shape[1] == length else rows for name, x in batch.items()}
 
 
-def row_shards(mesh: Mesh) -> int:
+def row_shards(mesh: Mesh | AbstractMesh) -> int:
     """Pieces that the rows of a batch are split into."""
     return math.prod(mesh.shape[axis] for axis in ROW_AXES)
 
 
-def check_batch(mesh: Mesh, rows: int, microbatches: int = 1) -> None:
+def check_batch(mesh: Mesh | AbstractMesh, rows: int, microbatches: int = 1) -> None:
     """Raises UserError unless `rows` divides over the mesh and the microbatches."""
     sizes = {axis: mesh.shape[axis] for axis in ROW_AXES}
     shards = row_shards(mesh)

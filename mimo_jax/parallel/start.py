@@ -21,6 +21,12 @@ logger = logging.getLogger(__name__)
 COORDINATOR, PROCESS_COUNT, PROCESS_ID = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 
 
+class NotTogether(UserError):
+    """The processes of a run do not find one another: one of them may be starting again, so all should."""
+
+    exit_code = 76  # that of a step that does not end (training.watchdog.EXIT_STUCK)
+
+
 def define_flags() -> None:
     """The flags that `connect_by_flags` reads."""
     from absl import flags
@@ -45,7 +51,8 @@ def connect(coordinator: str | None = None, process_count: int | None = None, pr
     Only the first process logs messages below warnings from then on.
 
     Raises:
-      UserError: a coordinator without count or number, or a run that does not come together.
+      UserError: a coordinator without count or number.
+      NotTogether: the others do not come.
     """
     coordinator = coordinator or os.environ.get(COORDINATOR)
     process_count = _number(PROCESS_COUNT) if process_count is None else process_count
@@ -63,12 +70,22 @@ def connect(coordinator: str | None = None, process_count: int | None = None, pr
             raise
         return
     except RuntimeError as error:
-        raise UserError(
+        raise NotTogether(
             f"the processes of the run do not come together ({coordinator or 'found by jax'}): {error}"
         ) from error
     logger.info("process %d of %d", jax.process_index(), jax.process_count())
     if jax.process_index() != 0:
         logging.getLogger("mimo_jax").setLevel(logging.WARNING)
+
+
+def process_index() -> int:
+    """Number of this process. For gin files: jax 0.12 has an object in its place, which gin cannot bind."""
+    return jax.process_index()
+
+
+def process_count() -> int:
+    """Processes of the run. For gin files, like `process_index`."""
+    return jax.process_count()
 
 
 def _number(name: str) -> int | None:
