@@ -17,7 +17,7 @@ from pathlib import Path
 COMMANDS = {
     "whole chains": ("quickstart", "train_tokenizer", "pretrain", "post_training", "ladder"),
     "data": ("corpus", "prepare", "synthesise", "mixture"),
-    "training": ("train", "show_config", "compile", "replay"),
+    "training": ("train", "supervise", "show_config", "check_run", "compile", "replay"),
     "use": ("generate", "transcribe", "serve", "demo"),
     "measurement": (
         "evaluate",

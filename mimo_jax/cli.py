@@ -149,7 +149,8 @@ def _is_macro(name: str) -> bool:
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
+    # Gin adds where a call comes from, with an address in memory that tells nobody anything.
+    return re.sub(r" \(<(function|class) [^>]*>\)", "", " ".join(str(error).split()))
 
 
 def run(
@@ -187,14 +188,33 @@ def run(
 
         files, bindings = [*flags.FLAGS.gin_file, *more_files()], flags.FLAGS.gin_bindings
         parse_gin(files, bindings, flags.FLAGS.gin_search_paths, macros, complete)
-        gin.get_configurable(function)()
+        try:
+            configured = gin.get_configurable(function)
+        except ValueError:
+            raise UserError(
+                f"no gin file of this command line configures {function.__module__}.{function.__name__}; "
+                f"name a run file, such as --gin_file=gin/runs/quickstart/joint.gin (given: {', '.join(files) or 'none'})"
+            ) from None
+        configured()
 
     try:
         arguments = rewrite_gin_arguments(_in_full(sys.argv, short or {}))
-        app.run(lambda argv: _guarded(main, argv), argv=arguments)
+        app.run(lambda argv: _guarded(main, argv), argv=arguments, flags_parser=_parse_flags)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+
+
+def _parse_flags(argv: Sequence[str]) -> list[str]:
+    """As absl does, but a wrong flag is one line and a mistake, which no supervisor tries again."""
+    from absl import app, flags
+
+    try:
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        if any(argument in ("--help", "-help", "--helpfull") for argument in argv):
+            return app.parse_flags_with_usage(list(argv))
+        raise UserError(f"{error}; {argv[0]} --help lists the flags") from error
 
 
 def _in_full(argv: Sequence[str], short: Mapping[str, str]) -> list[str]:

@@ -24,6 +24,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from mimo_jax import cli
+from mimo_jax.cli import UserError
 from mimo_jax.objectives.base import Objective
 from mimo_jax.objectives.lora import Lora
 from mimo_jax.parallel import mesh as mesh_lib
@@ -97,7 +98,7 @@ def train(
     # --- mesh ---
     mesh = hardware.make_mesh()
     logger.info("%s: mesh %s on %s", name, dict(mesh.shape), mesh.devices.flat[0].device_kind)
-    Path(model_dir).mkdir(parents=True, exist_ok=True)
+    _make_folder(model_dir)
     lock = RunLock.acquire(model_dir) if jax.process_index() == 0 else None
 
     with jax.set_mesh(mesh), nn.logical_axis_rules(hardware.rules):
@@ -162,6 +163,15 @@ def train(
     if lock is not None:
         lock.release()
     return state
+
+
+def _make_folder(model_dir: str) -> None:
+    if "://" in model_dir:
+        raise UserError(
+            f"MODEL_DIR = {model_dir}: training writes plain files. "
+            "Mount the bucket and name the folder (docs/launching.md)"
+        )
+    Path(model_dir).mkdir(parents=True, exist_ok=True)
 
 
 def _checkpoints(objective: Objective, model_dir: str, keep: Keep, init_from: str | None) -> Checkpoints:

@@ -138,3 +138,17 @@ def test_import_is_light():
         [sys.executable, "-c", "import mimo_jax, sys; assert 'jax' not in sys.modules"], check=True, cwd=ROOT
     )
     assert time.monotonic() - start < 5
+
+
+def test_wrong_flags_and_no_run_file_are_mistakes_of_one_line():
+    """Code 2, which a supervisor does not try again."""
+
+    def ended(*arguments):
+        command = [sys.executable, "-m", "mimo_jax.train", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+
+    wrong = ended("--batch=3")
+    assert wrong.returncode == 2 and wrong.stderr.startswith("error: Unknown command line flag 'batch'")
+    nothing = ended()
+    assert nothing.returncode == 2
+    assert "error: no gin file of this command line configures mimo_jax.train.train" in nothing.stderr

@@ -364,6 +364,7 @@ class Loop:
         figures = self.checkpoints.take_figures()
         if figures:
             self._writer.write(self.meta.step, self._counters() | figures)
+            self._writer.sync()  # the log reaches as far as the checkpoint that a restart begins with
             logger.info(
                 "%s: checkpoint of step %d written: %.3g GB in %.3g s, training waited %.3g s, host memory +%.3g GB",
                 *(self.name, figures["checkpoint/step"]),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TextIO
@@ -64,6 +66,12 @@ class MetricWriter:
             for name, value in values.items():
                 if not isinstance(value, str) and math.isfinite(value):
                     self._tensorboard.add_scalar(name, value, step)
+
+    def sync(self) -> None:
+        """What was written is safe from the loss of the machine; on a mounted bucket, from then on in the bucket."""
+        if self._file is not None:
+            with contextlib.suppress(OSError):  # a file system that cannot; the next write says what is wrong
+                os.fsync(self._file.fileno())
 
     def close(self) -> None:
         if self._file is not None:
