@@ -193,7 +193,7 @@ def run(
         except ValueError:
             raise UserError(
                 f"no gin file of this command line configures {function.__module__}.{function.__name__}; "
-                f"name a run file, such as --gin_file=gin/runs/quickstart/joint.gin (given: {', '.join(files) or 'none'})"
+                f"name a run file, as --gin_file=gin/runs/quickstart/joint.gin (given: {', '.join(files) or 'none'})"
             ) from None
         configured()
 
