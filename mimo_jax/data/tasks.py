@@ -23,7 +23,7 @@ from mimo_jax.data.all_formats import formats
 from mimo_jax.data.mixtures import MIXTURES
 from mimo_jax.data.prepared import Prepared
 from mimo_jax.data.records import from_bytes
-from mimo_jax.data.sequence import expand_audio
+from mimo_jax.data.sequence import Layout, expand_audio
 from mimo_jax.data.text_tokenizer import TextTokenizer
 
 PREFIX = "mimo_"
@@ -43,6 +43,11 @@ def _prepared() -> Prepared:
     if _folder is None:
         raise ValueError("no prepared folder: call mimo_jax.data.tasks.set_prepared, or set MIMO_JAX_PREPARED")
     return Prepared(_folder)
+
+
+def layout() -> Layout:
+    """Layout of the prepared folder's sequences: its special tokens, empty codes, frames per patch."""
+    return _prepared().layout
 
 
 class PreparedVocabulary(seqio.Vocabulary):
