@@ -25,7 +25,7 @@ class HardwarePartitioner(partitioning.PjitPartitioner):
 
     def __init__(self, hardware: mesh_lib.Hardware = mesh_lib.Hardware()):
         """hardware: mesh axes and rules."""
-        self._hardware = hardware
+        self.hardware = hardware
         self._hardware_mesh = hardware.make_mesh()
         super().__init__(num_partitions=1, logical_axis_rules=tuple(hardware.rules))
 
@@ -44,7 +44,7 @@ class HardwarePartitioner(partitioning.PjitPartitioner):
             for path, axes in names.items()
             if isinstance(axes, PartitionSpec)
         }
-        placed = mesh_lib.tree_shardings(boxed, self.mesh, self._hardware.rules, self._hardware.indivisible)
+        placed = mesh_lib.tree_shardings(boxed, self.mesh, self.hardware.rules, self.hardware.indivisible)
         specs = {path: placed[name].spec if (name := "/".join(path)) in placed else x for path, x in names.items()}
         return logical.restore_state(traverse_util.unflatten_dict(specs))
 
@@ -64,7 +64,7 @@ class HardwarePartitioner(partitioning.PjitPartitioner):
             static_argnums=static_argnums,
             donate_argnums=donate_argnums,
         )
-        return _InMesh(jitted, self.mesh, self._hardware.rules)
+        return _InMesh(jitted, self.mesh, self.hardware.rules)
 
     def _shardings(self, specs: Any) -> Any:
         return jax.tree.map(
