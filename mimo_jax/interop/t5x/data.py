@@ -20,15 +20,15 @@ MakeSource = Callable[..., PackedSource]
 
 
 class StepIterator(dataset_iterator.DatasetIterator):
-    """Batches of a source from a step on. There is no state to save: the step says everything."""
+    """Batches of a source from a step on. There is no state to save: the step says everything.
+
+    Args:
+      source: batches as a function of the step.
+      first_step: of the first batch.
+      ahead: batches that are made ahead in a thread.
+    """
 
     def __init__(self, source: PackedSource, first_step: int = 0, ahead: int = 3):
-        """Args.
-
-        source: batches as a function of the step.
-        first_step: of the first batch.
-        ahead: batches that are made ahead in a thread.
-        """
         self._source, self._first_step, self._ahead = source, first_step, ahead
         self._spec = _element_spec(source)
         self._batches: Any = None
@@ -89,10 +89,14 @@ def get_dataset(
 
 
 class HeldOut:
-    """The same few batches at every evaluation."""
+    """The same few batches at every evaluation.
+
+    Args:
+      source: of held-out rows.
+      steps: batches of an evaluation.
+    """
 
     def __init__(self, source: PackedSource, steps: int):
-        """source: of held-out rows. steps: batches of an evaluation."""
         self._source, self._steps = source, steps
         self.element_spec = _element_spec(source)
 

@@ -28,6 +28,13 @@ class Model(models.BaseModel):
 
     Batches are those of `data.loader.PackedSource`: text [B, T], audio [B, T, G, C], segment_ids, positions and
     loss_mask [B, T].
+
+    Args:
+      objective: the loss, with the model's shape and dtypes.
+      optimizer: of the parameter groups.
+      hardware: its microbatches are used, and the kernel for its devices. t5x's `Trainer.num_microbatches` must stay
+        None: t5x adds up the losses of parts, and ours are means over the whole batch.
+      seed: of the initialisation, which is then that of `mimo_jax.train` with this seed; None takes t5x's generator.
     """
 
     def __init__(
@@ -37,14 +44,6 @@ class Model(models.BaseModel):
         hardware: Hardware = Hardware(),
         seed: int | None = 0,
     ):
-        """Args.
-
-        objective: the loss, with the model's shape and dtypes.
-        optimizer: of the parameter groups.
-        hardware: its microbatches are used, and the kernel for its devices. t5x's `Trainer.num_microbatches` must stay
-          None: t5x adds up the losses of parts, and ours are means over the whole batch.
-        seed: of the initialisation, which is then that of `mimo_jax.train` with this seed; None takes t5x's generator.
-        """
         super().__init__(optimizer_def=optimizer)
         made: Any = program.with_kernels(objective, hardware.make_mesh())
         self.objective: LanguageModelObjective = made

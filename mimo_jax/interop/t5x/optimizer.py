@@ -20,26 +20,22 @@ class GroupedOptimizer(optimizers.OptaxWrapper):
     t5x's own wrapper hands an optax transformation nothing but gradients and parameters; ours asks for the share of the
     budget that is spent, too. t5x knows steps only, so the share is `step / total_steps`, which is that of our trainer
     under `Budget.steps`. An update with a gradient that is not finite is skipped, as there.
+
+    Args:
+      optimizer: the groups.
+      total_steps: of the run, which the schedule reaches over.
     """
 
     def __init__(self, optimizer: Optimizer, total_steps: int):
-        """Args.
-
-        optimizer: the groups.
-        total_steps: of the run, which the schedule reaches over.
-        """
         self.optimizer, self.total_steps = optimizer, total_steps
-        # The transformation belongs to a tree of parameters: `_transformation` makes it when they are there.
+        # The transformation belongs to a tree of parameters, and is made where they are there.
         super().__init__(optax_optimizer=None)
-
-    def _transformation(self, params: Any) -> optax.GradientTransformationExtraArgs:
-        return self.optimizer.build(params)
 
     def init_state(self, params: Any) -> optimizers.OptimizerState:
         """State at step 0."""
         params = core.unfreeze(params)
         return optimizers.OptimizerState(
-            step=jnp.zeros((), jnp.int32), param_states=self._transformation(params).init(params)
+            step=jnp.zeros((), jnp.int32), param_states=self.optimizer.build(params).init(params)
         )
 
     def apply_gradient(self, hyper_params: Any, params: Any, state: Any, grads: Any) -> tuple[Any, Any]:
@@ -47,7 +43,7 @@ class GroupedOptimizer(optimizers.OptaxWrapper):
         del hyper_params
         plain, gradients = core.unfreeze(params), core.unfreeze(grads)
         progress = jnp.minimum(state.step.astype(jnp.float32) / self.total_steps, 1.0)
-        transformation = self._transformation(plain)
+        transformation = self.optimizer.build(plain)
         updates, after = transformation.update(gradients, state.param_states, plain, progress=progress)
         good = jnp.isfinite(global_norm(gradients))
 

@@ -21,10 +21,12 @@ class HardwarePartitioner(partitioning.PjitPartitioner):
     t5x's `PjitPartitioner` works with the models, too (`axes.standard_rules`), but has two mesh axes and calls
     functions under `with Mesh(...)`, where the placements inside our models have no effect: they are resolved against
     `jax.set_mesh`. All that is left to the compiler then, and patches are gathered over the whole batch.
+
+    Args:
+      hardware: mesh axes and rules.
     """
 
     def __init__(self, hardware: mesh_lib.Hardware = mesh_lib.Hardware()):
-        """hardware: mesh axes and rules."""
         self.hardware = hardware
         self._hardware_mesh = hardware.make_mesh()
         super().__init__(num_partitions=1, logical_axis_rules=tuple(hardware.rules))

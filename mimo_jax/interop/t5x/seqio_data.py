@@ -25,6 +25,10 @@ class PackedRows(seqio.FeatureConverter):
 
     With `pack`, examples are laid one behind the other while they fit a row (seqio's own way of packing); without, each
     has a row of its own. seqio's packer itself takes neither arrays of higher rank nor the id 0, which codes have.
+
+    Args:
+      pack: several examples per row.
+      options: of `seqio.FeatureConverter`.
     """
 
     TASK_FEATURES = {
@@ -42,7 +46,6 @@ class PackedRows(seqio.FeatureConverter):
     PACKING_FEATURE_DTYPES: Mapping[str, tf.DType] = {}
 
     def __init__(self, pack: bool = True, **options: Any):
-        """pack: several examples per row. options: of `seqio.FeatureConverter`."""
         # The base class would insist on features of rank 1.
         super().__init__(pack=False, **options)
         self._several = pack
