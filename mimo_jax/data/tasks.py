@@ -1,4 +1,4 @@
-"""seqio tasks and mixtures over a prepared folder: the only module that imports TensorFlow and seqio.
+"""seqio tasks and mixtures over a prepared folder: with `interop.t5x`, the only user of TensorFlow and seqio.
 
 Every task format is registered as ``mimo_<format>`` and every mixture as ``mimo_<mixture>`` when this module is
 imported; they read the record files of the folder named by `set_prepared` (or by ``MIMO_JAX_PREPARED``). For users of
