@@ -6,11 +6,11 @@
 #   ./launch/t5x.sh convert t5x-import --checkpoint DIR --out RUN     python -m mimo_jax.convert in it
 #   ./launch/t5x.sh test [pytest arguments]        tests/interop/test_t5x.py
 #
-# t5x is on no package index: it is fetched at the commit T5X_COMMIT (default: the one that is tested) from T5X_SOURCE, a
-# URL or a local git directory (default: GitHub), or used where it is if T5X_SOURCE is a folder with its tree. The
+# t5x is on no package index: it is fetched at the commit T5X_COMMIT (default: the one that is tested) from T5X_SOURCE,
+# a URL or a local git directory (default: GitHub), or used where it is if T5X_SOURCE is a folder with its tree. The
 # environment is .venv-t5x, made or reused from requirements/seqio.txt; MIMO_JAX_T5X_VENV names another. What t5x needs
-# beyond it is installed, too; airio and jestimator, which no longer install, are stood in for (mimo_jax/interop/t5x/
-# stand_ins) unless they are there.
+# beyond it is installed, too; for airio and jestimator, which are on no index either, the modules in
+# mimo_jax/interop/t5x/stand_ins stand in unless they are there.
 set -euo pipefail
 
 case ${1:-} in -h | --help | "") sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p;}' "${BASH_SOURCE[0]}"; exit 0 ;; esac

@@ -3,6 +3,7 @@
 What needs t5x is run by `./launch/t5x.sh test`; elsewhere it is skipped, since t5x is no package of an index.
 """
 
+import functools
 import glob
 import importlib.util
 import json
@@ -21,12 +22,14 @@ from flax.core import freeze, meta
 from flax.linen import partitioning as flax_partitioning
 
 from mimo_jax import convert
+from mimo_jax.cli import UserError
 from mimo_jax.interop.t5x import axes, stand_ins
 from mimo_jax.models import layers
 from mimo_jax.objectives.language_model import LanguageModelObjective
 from mimo_jax.parallel.mesh import Hardware
 from mimo_jax.training.checkpoints import load_params
 from mimo_jax.training.optimizer import Group, Optimizer
+from mimo_jax.training.schedule import Budget
 from tests.data.prepared_fixture import make_prepared
 from tests.training.synthetic import SyntheticSource, tiny_model
 from tests.xla import xla_flags
@@ -387,6 +390,22 @@ def test_rows_packed_by_seqio_hold_the_examples(prepared):
     np.testing.assert_array_equal(
         packed[0]["audio"][unused], np.broadcast_to(tasks.layout().empty_codes, packed[0]["audio"][unused].shape)
     )
+
+
+@needs_t5x
+def test_steps_that_a_budget_lasts(prepared):
+    from mimo_jax.data.loader import PackedSource
+    from mimo_jax.interop.t5x.data import steps_of
+
+    source = functools.partial(PackedSource, prepared, "tts", 4, 256)
+    made, seen, steps = source(), 0, 0
+    while seen < 20_000:
+        seen += sum(made.token_counts(steps))
+        steps += 1
+    assert abs(steps_of(Budget(tokens=20_000), source) - steps) <= 1
+    assert steps_of(Budget(steps=7), source) == 7
+    with pytest.raises(UserError, match="no audio"):
+        steps_of(Budget(audio_hours=1.0), functools.partial(PackedSource, prepared, "text", 4, 256))
 
 
 @needs_t5x
