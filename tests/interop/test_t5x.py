@@ -4,7 +4,6 @@ What needs t5x is run by `./launch/t5x.sh test`; elsewhere it is skipped, since 
 """
 
 import functools
-import glob
 import importlib.util
 import json
 import os
@@ -31,6 +30,7 @@ from mimo_jax.training.checkpoints import load_params
 from mimo_jax.training.optimizer import Group, Optimizer
 from mimo_jax.training.schedule import Budget
 from tests.data.prepared_fixture import make_prepared
+from tests.interop.t5x_runs import ON_8_DEVICES, STEPS, STOP_AT_10, Runs, figures, of_steps, our_figures
 from tests.training.synthetic import SyntheticSource, tiny_model
 from tests.xla import xla_flags
 
@@ -38,33 +38,6 @@ ROOT = Path(__file__).resolve().parents[2]
 GIN = ROOT / "gin"
 HAS_T5X = importlib.util.find_spec("t5x") is not None
 needs_t5x = pytest.mark.skipif(not HAS_T5X, reason="t5x is not installed: run ./launch/t5x.sh test")
-STEPS = 20
-
-# Names of t5x's modules in the overlays: a binding on the command line knows only what its files have imported.
-STOP_AT_10 = """
-from __gin__ import dynamic_registration
-import __main__ as t5x_script
-t5x_script.train.total_steps = 10
-"""
-ON_8_DEVICES = """
-from __gin__ import dynamic_registration
-from mimo_jax.parallel import mesh
-mesh.Hardware.data = 2
-mesh.Hardware.fsdp = 2
-mesh.Hardware.tensor = 2
-"""
-OURS = f"""
-from __gin__ import dynamic_registration
-from mimo_jax.training import loop
-from mimo_jax.training import schedule
-EXPORT = None
-EXPORT_DIR = None
-schedule.Budget.tokens = None
-schedule.Budget.steps = {STEPS}
-loop.Intervals.log = 1
-loop.Intervals.evaluate = 0
-"""
-
 
 # --- everywhere ---
 
@@ -138,43 +111,6 @@ def prepared(tmp_path_factory):
     return make_prepared(tmp_path_factory.mktemp("prepared"))
 
 
-class Runs:
-    """Training runs in processes of their own, each made once."""
-
-    def __init__(self, folder, prepared):
-        self.folder, self._prepared = folder, prepared
-
-    def t5x(self, name, run, *arguments, overlays=(), devices=1):
-        """`python -m t5x.train`; the MODEL_DIR."""
-        out = self.folder / name
-        files = [f"--gin_file=gin/t5x/{run}.gin", *self._files(overlays)]
-        values = {"TRAIN_STEPS": STEPS, "STATS_PERIOD": 1, "CHECKPOINT_PERIOD": 10, "EVAL_PERIOD": 0}
-        bindings = [f"--gin.{key}={value}" for key, value in values.items()]
-        places = [f"--gin.MODEL_DIR='{out}'", f"--gin.PREPARED='{self._prepared}'"]
-        self._start("t5x.train", "--gin_search_paths=gin", *files, *bindings, *places, *arguments, devices=devices)
-        return out
-
-    def ours(self, name, *overlays, devices=1):
-        """`python -m mimo_jax.train` of the same run; the MODEL_DIR."""
-        out = self.folder / name
-        files = ["--gin_file=gin/runs/quickstart/joint.gin", *self._files([OURS, *overlays])]
-        places = [f"--gin.MODEL_DIR={out}", f"--gin.PREPARED={self._prepared}"]
-        self._start("mimo_jax.train", *files, *places, devices=devices)
-        return out
-
-    def _files(self, overlays):
-        paths = [self.folder / f"overlay_{abs(hash(text))}.gin" for text in overlays]
-        for path, text in zip(paths, overlays, strict=True):
-            path.write_text(text)
-        return [f"--gin_file={path}" for path in paths]
-
-    def _start(self, module, *arguments, devices):
-        environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": xla_flags(devices)}
-        command = [sys.executable, "-m", module, *map(str, arguments)]
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr[-4000:]
-
-
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, prepared):
     return Runs(tmp_path_factory.mktemp("runs"), prepared)
@@ -189,29 +125,6 @@ def under_t5x(runs):
 @pytest.fixture(scope="module")
 def under_ours(runs):
     return runs.ours("ours")
-
-
-def figures(folder, tag):
-    """step -> value, of what t5x wrote for TensorBoard."""
-    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
-    from tensorboard.util import tensor_util
-
-    values = {}
-    for path in sorted(glob.glob(f"{folder}/events*")):
-        for event in EventFileLoader(path).Load():
-            for value in event.summary.value:
-                if value.tag == tag:
-                    values[event.step] = float(tensor_util.make_ndarray(value.tensor))
-    return values
-
-
-def our_figures(folder, tag):
-    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return {record["step"]: record[tag] for record in records if tag in record}
-
-
-def of_steps(values):
-    return np.asarray([values[step] for step in range(1, STEPS + 1)])
 
 
 def same_arrays(a, b):
