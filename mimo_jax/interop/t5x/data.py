@@ -129,7 +129,7 @@ def get_eval_datasets(
     del cfg, shard_id, feature_converter_cls, get_dataset_fn
     if num_shards != 1:
         raise UserError(
-            "held-out losses under t5x are for one host; set EVAL_PERIOD = 0 and measure converted checkpoints "
+            "held-out losses under t5x are for one process; set HELD_OUT = None and measure converted checkpoints "
             "(python -m mimo_jax.convert t5x-import, python -m mimo_jax.evaluate)"
         )
     return {name: HeldOut(source, eval_steps) for name, source in sources.items()}
