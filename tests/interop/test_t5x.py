@@ -8,6 +8,7 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -189,7 +190,9 @@ def test_data_path_of_seqio(runs, under_t5x):
 
 @needs_t5x
 def test_checkpoints_both_ways(runs, under_t5x, under_ours, tmp_path, capsys):
-    from mimo_jax.interop import hf
+    from t5x import checkpoints as t5x_checkpoints
+
+    from mimo_jax.interop import configs, hf
     from mimo_jax.interop.t5x import checkpoints
 
     def run(*arguments, code=0):
@@ -202,6 +205,14 @@ def test_checkpoints_both_ways(runs, under_t5x, under_ours, tmp_path, capsys):
     run("t5x-export", f"--model_dir={tmp_path / 'ours'}", f"--out={tmp_path / 't5x'}")
     values, again, step = checkpoints.load(tmp_path / "t5x")
     assert step == 0 and values == json.loads((under_t5x / "config.json").read_text())
+    same_arrays(again, params)
+    # Of t5x's older layout.
+    shapes, partitioner = checkpoints._state(configs.lm_config(values, "values", values["empty_token_id"]))
+    older = t5x_checkpoints.Checkpointer(shapes, partitioner, str(tmp_path / "older"))
+    older.save(shapes.replace(step=jnp.asarray(7), params=freeze(jax.tree.map(jnp.asarray, params))))
+    shutil.copy(under_t5x / "config.json", tmp_path / "older")
+    _, again, step = checkpoints.load(tmp_path / "older")
+    assert step == 7
     same_arrays(again, params)
     # Into the released layout, and from it.
     run("export", f"--model_dir={tmp_path / 'ours'}", f"--out={tmp_path / 'released'}")
@@ -287,8 +298,8 @@ def test_rows_packed_by_seqio_hold_the_examples(prepared):
         return sorted(tuple(row[name][row["segment_ids"] == n].tobytes() for name in names) for row, n in numbered)
 
     def rows(pack):
-        arguments = {"shuffle": False, "num_epochs": 1, "feature_converter": PackedRows(pack=pack)}
-        return list(seqio.get_dataset("mimo_tts", lengths, "train", **arguments).as_numpy_iterator())
+        rows = seqio.get_dataset("mimo_tts", lengths, PackedRows(pack=pack), "train", shuffle=False, num_epochs=1)
+        return list(rows.as_numpy_iterator())
 
     source = PackedSource(prepared, "tts", 1, length, repeat=False)
     batches = [source.batch(step) for step in range(source.steps_per_pass())]
