@@ -246,7 +246,7 @@ def test_microbatches_leave_the_gradient_as_it_is():
     results = []
     for count in (1, 2):
         optimizer = GroupedOptimizer(Optimizer((Group(".*", 1e-3),)), STEPS)
-        model = Model(objective, optimizer, Hardware(microbatches=count))
+        model = Model(objective, optimizer, Hardware(data=4, tensor=2, microbatches=count))
         params = freeze(model.get_initial_variables(jax.random.key(1), {})["params"])
         gradient = jax.jit(
             jax.value_and_grad(model.loss_fn, has_aux=True), compiler_options={"xla_backend_optimization_level": 0}

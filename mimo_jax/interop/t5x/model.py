@@ -16,6 +16,7 @@ from mimo_jax.interop.t5x import axes
 from mimo_jax.interop.t5x.optimizer import GroupedOptimizer
 from mimo_jax.models import layers
 from mimo_jax.objectives.language_model import LanguageModelObjective
+from mimo_jax.parallel import mesh as mesh_lib
 from mimo_jax.parallel.mesh import Hardware
 from mimo_jax.training import program
 from mimo_jax.training.microbatches import gradient_function
@@ -32,8 +33,8 @@ class Model(models.BaseModel):
     Args:
       objective: the loss, with the model's shape and dtypes.
       optimizer: of the parameter groups.
-      hardware: its microbatches are used, and the kernel for its devices. t5x's `Trainer.num_microbatches` must stay
-        None: t5x adds up the losses of parts, and ours are means over the whole batch.
+      hardware: its microbatches are used, placed on its mesh, and the kernel for its devices. t5x's
+        `Trainer.num_microbatches` must stay None: t5x adds up the losses of parts, and ours are means over the batch.
       seed: of the initialisation, which is then that of `mimo_jax.train` with this seed; None takes t5x's generator.
     """
 
@@ -45,12 +46,14 @@ class Model(models.BaseModel):
         seed: int | None = 0,
     ):
         super().__init__(optimizer_def=optimizer)
-        made: Any = program.with_kernels(objective, hardware.make_mesh())
+        self._mesh = hardware.make_mesh()
+        made: Any = program.with_kernels(objective, self._mesh)
         self.objective: LanguageModelObjective = made
         self.module = made.module
-        self._seed = seed
-        self._gradients = gradient_function(made, hardware.microbatches)
-        self._in_parts = hardware.microbatches > 1
+        self._seed, self._parts = seed, hardware.microbatches
+        if self._parts > 1:
+            boxed, _ = jax.eval_shape(lambda: made.init(jax.random.key(0), {}))
+            self._places = mesh_lib.tree_shardings(boxed, self._mesh, hardware.rules, hardware.indivisible)
 
     @property
     def FEATURE_CONVERTER_CLS(self) -> Any:  # noqa: N802
@@ -76,7 +79,7 @@ class Model(models.BaseModel):
     ) -> tuple[jax.Array, dict[str, clu_metrics.Metric]]:
         """(loss, metrics) of a batch; nothing here is random."""
         del dropout_rng
-        loss = self._loss_in_parts if self._in_parts else self._loss
+        loss = self._loss_in_parts if self._parts > 1 else self._loss
         value, figures = loss(unfreeze(params), dict(batch))
         rows, length = batch["text"].shape
         positions = (batch["segment_ids"] > 0).sum()
@@ -98,13 +101,15 @@ class Model(models.BaseModel):
 
     def _loss_in_parts(self, params: Any, batch: dict[str, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:
         """As `_loss`, its gradient computed part by part with the whole batch's totals, as in our trainer."""
+        rows = mesh_lib.batch_shardings(batch, self._mesh)
+        gradients_of = gradient_function(self.objective, self._parts, self._places, rows)
 
         @jax.custom_vjp
         def loss(params: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
             return self._loss(params, batch)
 
         def forward(params: Any) -> tuple[tuple[jax.Array, dict[str, jax.Array]], Any]:
-            (value, (_, figures)), gradients = self._gradients(params, {}, batch, *_unused())
+            (value, (_, figures)), gradients = gradients_of(params, {}, batch, *_unused())
             return (value, figures), gradients
 
         def backward(gradients: Any, cotangents: tuple[jax.Array, Any]) -> tuple[Any]:
