@@ -7,6 +7,8 @@
     python -m mimo_jax.convert export --weights exported --audio_tokenizer codec --stablehlo --out programs.zip
     python -m mimo_jax.convert export --model_dir runs/lora --out adapter --peft
     python -m mimo_jax.convert import --peft adapter --base exported --out runs/adapter
+    python -m mimo_jax.convert t5x-import --checkpoint runs/t5x --out runs/base
+    python -m mimo_jax.convert t5x-export --model_dir runs/joint --out for_t5x
     python -m mimo_jax.convert verify --weights exported --golden tests/golden/lm_tiny
     python -m mimo_jax.convert inspect --model mimo_audio_7b
 
@@ -24,6 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mimo_jax.cli import UserError
+from mimo_jax.interop.t5x import commands as t5x_commands
 
 if TYPE_CHECKING:
     from mimo_jax.models.mimo_audio import MimoAudioConfig
@@ -46,7 +49,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m mimo_jax.convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    commands = parser.add_subparsers(required=True, metavar="import | export | verify | inspect")
+    commands = parser.add_subparsers(
+        required=True, metavar="import | export | t5x-import | t5x-export | verify | inspect"
+    )
 
     command = commands.add_parser("import", help="released weights -> a checkpoint to start training from")
     command.set_defaults(run=_import)
@@ -98,6 +103,8 @@ def _parser() -> argparse.ArgumentParser:
     ):
         command.add_argument(f"--{name}", type=kind, help=f"with --stablehlo: {what}")
 
+    t5x_commands.add(commands)
+
     command = commands.add_parser("verify", help="run reference numbers through weights; exit code 1 if any is off")
     command.set_defaults(run=_verify)
     command.add_argument("--weights", required=True, help="folder in the released layout")
@@ -113,19 +120,14 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _import(options: argparse.Namespace) -> None:
-    import jax
-
-    from mimo_jax.interop import configs, hf
-    from mimo_jax.training.checkpoints import Checkpoints, latest_step
-    from mimo_jax.training.meta import Meta
+    from mimo_jax.interop import configs, hf, trained
 
     if options.peft:
         _import_adapter(options)
         return
     if options.base:
         raise UserError("--base: goes with --peft")
-    if latest_step(options.out) is not None:
-        raise UserError(f"{options.out}: holds a checkpoint already; name another folder, or remove it")
+    trained.must_be_free(options.out)
     state: dict[str, Any]
     kind = configs.kind_of(configs.read_config(options.weights))
     if kind == "tokenizer":
@@ -140,10 +142,7 @@ def _import(options: argparse.Namespace) -> None:
         state, values = {"params": params}, configs.lm_values(config, str(params["embed_tokens"].dtype))
     else:
         raise UserError(f"{options.weights}: a plain language model; name the rest of the model with --audio_config")
-    largest = max(leaf.nbytes for leaf in jax.tree.leaves(state))
-    checkpoints = Checkpoints(options.out, asynchronous=False, concurrent_gb=1 + largest // 10**9)
-    checkpoints.save(state, Meta(step=0, model=values))
-    checkpoints.close()
+    trained.save_imported(options.out, state, values)
     print(f"{options.out}: {kind} of {options.weights}; start a run from it with --gin.INIT_FROM={options.out}")
 
 

@@ -186,8 +186,19 @@ class PackedSource:
         """Share of text positions that the last phase asks for; where it asks for none, what its rates will give."""
         if self._declared.text_share is not None:
             return self._declared.text_share
+        text, audio = self.mean_positions
+        return text / (text + audio)
+
+    @property
+    def batch_size(self) -> int:
+        """Rows of the global batch."""
+        return self._batch_size
+
+    @property
+    def mean_positions(self) -> tuple[float, float]:
+        """Text and audio positions of a row, on average at the rates of the last phase."""
         text, audio = self.rates @ self._means
-        return float(text / (text + audio))
+        return float(text), float(audio)
 
     def steps_per_pass(self) -> int:
         """Steps after which every row of every task has come at least once (exactly once for a single task).

@@ -1,4 +1,4 @@
-"""seqio tasks and mixtures over a prepared folder: the only module that imports TensorFlow and seqio.
+"""seqio tasks and mixtures over a prepared folder: with `interop.t5x`, the only user of TensorFlow and seqio.
 
 Every task format is registered as ``mimo_<format>`` and every mixture as ``mimo_<mixture>`` when this module is
 imported; they read the record files of the folder named by `set_prepared` (or by ``MIMO_JAX_PREPARED``). For users of
@@ -23,7 +23,7 @@ from mimo_jax.data.all_formats import formats
 from mimo_jax.data.mixtures import MIXTURES
 from mimo_jax.data.prepared import Prepared
 from mimo_jax.data.records import from_bytes
-from mimo_jax.data.sequence import expand_audio
+from mimo_jax.data.sequence import Layout, expand_audio
 from mimo_jax.data.text_tokenizer import TextTokenizer
 
 PREFIX = "mimo_"
@@ -43,6 +43,11 @@ def _prepared() -> Prepared:
     if _folder is None:
         raise ValueError("no prepared folder: call mimo_jax.data.tasks.set_prepared, or set MIMO_JAX_PREPARED")
     return Prepared(_folder)
+
+
+def layout() -> Layout:
+    """Layout of the prepared folder's sequences: its special tokens, empty codes, frames per patch."""
+    return _prepared().layout
 
 
 class PreparedVocabulary(seqio.Vocabulary):

@@ -1,4 +1,4 @@
-"""Models out of training runs: what a run's newest checkpoint holds, whatever stage made it."""
+"""Models out of training runs: what the newest checkpoint holds, whatever stage made it; imported models as runs."""
 
 from __future__ import annotations
 
@@ -67,6 +67,33 @@ def load_adapter(
     if adapter is None:
         raise UserError(f"{model_dir}: its checkpoints hold a whole model, no adapter; export it without --peft")
     return _objective(model_dir, meta).model, params, adapter
+
+
+def must_be_free(folder: str | os.PathLike[str]) -> None:
+    """Raises UserError if a folder holds a checkpoint already: the new one could hide behind it."""
+    from mimo_jax.training.checkpoints import latest_step
+
+    if latest_step(Path(folder)) is not None:
+        raise UserError(f"{folder}: holds a checkpoint already; name another folder, or remove it")
+
+
+def save_imported(folder: str | os.PathLike[str], state: dict[str, Any], values: dict[str, Any]) -> None:
+    """Writes the checkpoint of a model from elsewhere.
+
+    Args:
+      folder: MODEL_DIR to make.
+      state: {"params": ...} and, where there is some, {"mutable": ...}.
+      values: what the model's `config.json` says.
+    """
+    import jax
+
+    from mimo_jax.training.checkpoints import Checkpoints
+    from mimo_jax.training.meta import Meta
+
+    largest = max(leaf.nbytes for leaf in jax.tree.leaves(state))
+    checkpoints = Checkpoints(Path(folder), asynchronous=False, concurrent_gb=1 + largest // 10**9)
+    checkpoints.save(state, Meta(step=0, model=values))
+    checkpoints.close()
 
 
 def _objective(model_dir: str | os.PathLike[str], meta: Meta) -> Any:

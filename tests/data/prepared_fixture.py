@@ -54,6 +54,6 @@ def make_prepared(folder, tasks=(), counts=(60, 12), seed=0):
             lengths = [(len(one.text) - one.audio_positions, one.audio_positions) for one in made]
             np.save(root / f"{split}-lengths.npy", np.asarray(lengths, np.int32))
             written.setdefault(task, {})[split] = count
-    manifest = {"layout": dataclasses.asdict(layout), "examples": written}
+    manifest = {"layout": dataclasses.asdict(layout), "examples": written, "vocab_size": tokenizer.vocab_size}
     (folder / "prepare.json").write_text(json.dumps(manifest))
     return folder
