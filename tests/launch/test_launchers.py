@@ -83,6 +83,35 @@ def test_bindings_of_stages_and_lists(launcher):
     ]
 
 
+def test_no_function_is_defined_twice():
+    """The second would silently take the place of the first."""
+    for script in (ROOT / "launch").glob("*.sh"):
+        functions = re.findall(r"^(\w+)\(\)", script.read_text(), re.MULTILINE)
+        assert len(functions) == len(set(functions)), script
+
+
+def test_a_list_over_several_lines(launcher, monkeypatch):
+    monkeypatch.setenv("BATCH_ROWS", "inherited")
+    said = launcher.dry("gke", BINDINGS="(\n  guards.Guards.watchdog_exit=True\n  BATCH_ROWS=512 # a (longer) one\n)")
+    assert "--gin.guards.Guards.watchdog_exit=True" in said and "--gin.BATCH_ROWS=512" in said
+    assert "unknown variable BATCH_ROWS" in launcher.error("gke", BINDINGS="(\n)\nBATCH_ROWS=512")
+
+
+def test_no_entry_on_the_command_line_empties_a_list(launcher):
+    done = launcher.run("gke", "--dry-run", "BINDINGS=")
+    assert done.returncode == 0 and "watchdog_exit" not in done.stdout, done.stderr
+
+
+def test_a_folder_whose_name_holds_gin(launcher):
+    run = launcher.folder / "my.gin.files" / "run.gin"
+    run.parent.mkdir()
+    run.touch()
+    said = launcher.dry("local", STAGES=f"('{run} STEPS=3')", **OPTIONS["local"])
+    assert f"--gin_file={run} " in said and "--gin.STEPS=3 " in said
+    said = launcher.dry("local", STAGES=f"('{run} STEPS=3' gin/runs/sft_7b.gin)", **OPTIONS["local"])
+    assert f"'--stage={run} gin/hardware/v5p_4x8x8.gin STEPS=3'" in said
+
+
 # --- what is called ---
 
 
@@ -325,6 +354,9 @@ def test_tpu_vm_host_that_cannot_pull_the_image_says_so(launcher):
             "MODEL_DIR, PREPARED and INIT_FROM lie in STORAGE=gs://my-bucket/mimo",
         ),
         ("gke", {"MODEL_DIR": ""}, "MODEL_DIR is empty"),
+        ("gke", {"MODEL_DIR": "/runs/joint"}, "MODEL_DIR=/runs/joint: write its path in STORAGE=gs://my-bucket/mimo"),
+        ("gke", {"MODEL_DIR": "$'runs/joint\\r'"}, "no line ends and other control characters"),
+        ("slurm", GPU | {"STORAGE": "/l", "SBATCH": "($'--qos=a\\nb')"}, "no line ends and other control characters"),
         ("xpk", {"PROJECT": "My Project"}, "PROJECT='My Project': a project ID has 6 to 30"),
         ("tpu_vm", {"ZONE": "us-east5"}, "ZONE=us-east5: a zone looks like us-east5-a"),
         ("tpu_vm", {"CAPACITY": "cheap"}, "CAPACITY=cheap: use spot, on-demand or reserved"),
@@ -424,3 +456,13 @@ def test_a_run_that_does_not_go_with_the_machine(launcher, options, message):
 def test_a_run_that_goes_with_the_machine(launcher):
     done = launcher.run("gke", "--dry-run", check=True)
     assert "data 4, fsdp 64 = 256 devices of 64 process(es): fits" in done.stdout, done.stderr
+
+
+def test_a_run_that_wants_init_from(launcher):
+    """A later stage has the folder of the one before."""
+    (launcher.folder / "more.gin").write_text("include 'tests/launch/run.gin'\nINIT_FROM = %gin.REQUIRED\n")
+    options = {"STORAGE": "/data", "MACHINE": "h100:1x2", "HARDWARE": "tests/launch/hardware.gin"}
+    options |= {"BINDINGS": "()", "INIT_FROM": "", "PREPARED": ""}
+    more = str(launcher.folder / "more.gin")
+    done = launcher.run("local", "--dry-run", check=True, STAGES=f"(tests/launch/run.gin {more})", **options)
+    assert done.returncode == 0 and done.stdout.count("2 devices of 1 process(es): fits") == 2, done.stderr
