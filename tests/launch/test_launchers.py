@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -298,7 +301,7 @@ def test_tpu_vm_gets_another_slice_after_a_preemption(launcher, shellcheck):
     ("code", "restarts", "calls", "said"),
     [
         ("2", "5", ["delete"], "a mistake in the input; the end of gs://my-bucket/mimo/jobs/joint-7b.log names it"),
-        ("76", "1", ["delete", "create", "delete"], "the job has failed 2 times"),
+        ("76 12 0", "1", ["delete", "create", "delete"], "the job has failed 2 times without a newer checkpoint"),
     ],
 )
 def test_tpu_vm_gives_up(launcher, code, restarts, calls, said):
@@ -306,6 +309,37 @@ def test_tpu_vm_gives_up(launcher, code, restarts, calls, said):
     done = launcher.run("tpu_vm", MAX_RESTARTS=restarts)
     assert done.returncode == 1 and said in done.stderr
     assert slice_calls(launcher) == calls
+
+
+def test_tpu_vm_counts_failures_without_a_newer_checkpoint(launcher):
+    launcher.answer(
+        *[(f"(?#once){LEFT}", f"76 {checkpoints} 0", 0) for checkpoints in (1, 2, 3, 3)],
+        (LEFT, "0 3 0", 0),
+        (STATE, "ACTIVE", 0),
+    )
+    assert launcher.run("tpu_vm", MAX_RESTARTS="1").returncode == 1
+    assert slice_calls(launcher) == ["delete", "create"] * 3 + ["delete"]
+
+
+def test_tpu_vm_tries_again_what_the_cloud_refuses(launcher):
+    """The first slice is refused for good; later ones may be for a while."""
+    down = "ERROR: the service is unavailable"
+    launcher.answer(("queued-resources create", down, 1), (STATE, "NOT_FOUND", 1))
+    assert launcher.run("tpu_vm").returncode == 1
+    assert slice_calls(launcher) == ["create"]
+    launcher.answer(
+        *[("(?#once)queued-resources delete", down, 1)] * 2,
+        ("(?#once)queued-resources create", down, 1),
+        *[(f"(?#once){STATE}", "SUSPENDED", 0)] * 4,
+        (f"(?#once){STATE}", "NOT_FOUND", 1),
+        *[(f"(?#once){LEFT}", "no such object", 1)] * 4,
+        (LEFT, "0", 0),
+        (STATE, "ACTIVE", 0),
+    )
+    done = launcher.run("tpu_vm")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert slice_calls(launcher)[1:] == ["delete", "delete", "delete", "create", "create", "delete"]
+    assert done.stdout.count("trying again") == 3
 
 
 def run_startup(launcher, worker: int, code: int, **answers: int) -> list[list[str]]:
@@ -333,9 +367,33 @@ def test_tpu_vm_host(launcher, worker, code, tells):
 
 
 def test_tpu_vm_host_that_cannot_pull_the_image_says_so(launcher):
-    calls = run_startup(launcher, 3, 0, **{"^docker pull": 1})
+    calls = run_startup(launcher, 3, 0, **{"^docker pull": 1, "^docker logs": 1, "^gcloud storage cp - .*log": 1})
     assert ["gcloud", "storage", "cp", "-", "gs://my-bucket/mimo/jobs/joint-7b.exit_code"] in calls
     assert not [call for call in calls if call[:2] == ["docker", "run"]]
+
+
+def test_tpu_vm_host_that_is_shut_down_has_not_ended_well(launcher):
+    script = written(launcher.dry("tpu_vm"))
+    for name in ("curl", "mountpoint", "mkdir"):
+        (launcher.programs / name).symlink_to(launcher.programs / "gcloud")
+    (launcher.programs / "gcsfuse").symlink_to(launcher.programs / "gcloud")
+    left, asked = launcher.folder / "left", launcher.folder / "asked"
+    # The container runs until it is asked to stop.
+    docker = f"#!/bin/bash\ncase $1 in run) touch {asked}.run; sleep 30 ;; stop) touch {asked} ;; esac\n"
+    gcloud = f'#!/bin/bash\ncase "$*" in *exit_code) cat >{left} ;; *cp*) cat >/dev/null ;; esac\n'
+    for name, text in (("docker", docker), ("gcloud2", gcloud)):
+        (launcher.programs / name).write_text(text)
+        (launcher.programs / name).chmod(0o755)
+    launcher.answer(("^curl", "0", 0))
+    script = script.replace("gcloud storage", "gcloud2 storage")
+    environment = {"PATH": f"{launcher.programs}:/usr/bin:/bin"}
+    process = subprocess.Popen(["bash", "-c", script], env=environment, start_new_session=True)
+    while process.poll() is None and not Path(f"{asked}.run").exists():
+        time.sleep(0.02)
+    process.terminate()
+    process.wait(60)
+    os.killpg(process.pid, signal.SIGKILL)
+    assert left.read_text().split()[0] == "75" and asked.exists()
 
 
 # --- bad input ---
