@@ -184,6 +184,8 @@ def test_slurm(launcher, shellcheck, tmp_path):
     assert options["signal"] == "TERM@300" and "requeue" in options
     assert (options["partition"], options["qos"], options["time"]) == ("gpu", "high", "24:00:00")
     assert "JAX_LOCAL_DEVICE_IDS=0,1,2,3,4,5,6,7" in script
+    said = launcher.run("slurm", "--dry-run", **GPU, STORAGE="'/lustre/my runs'").stdout
+    assert '#SBATCH --output="/lustre/my runs/runs/joint/slurm-%j.log"' in said
 
 
 @pytest.mark.parametrize(
@@ -200,7 +202,10 @@ def test_slurm_requeues_what_has_saved(launcher, code, state, requeued):
     assert done.returncode == (0 if requeued else code), done.stderr
     assert (["scontrol", "requeue", "12"] in launcher.calls()) == requeued
     srun = launcher.calls()[0]
-    assert srun[:4] == ["srun", "--kill-on-bad-exit=1", "--label", ".venv/bin/python"]
+    # With --kill-on-bad-exit=1 the first 75 would have the others killed while they save, and the job would not go on.
+    assert srun[:3] == ["srun", "--kill-on-bad-exit=0", "--wait=600"]
+    srun = srun[srun.index("--label") - 2 :]
+    assert srun[3] == ".venv/bin/python"
     assert srun[4:6] == ["-m", "mimo_jax.supervise"] and "--gin.MODEL_DIR=/lustre/me/runs/joint" in srun
 
 
@@ -429,6 +434,7 @@ def test_tpu_vm_host_that_is_shut_down_has_not_ended_well(launcher):
         ("gke", {"MACHINE": "v5p-512"}, "MACHINE=v5p-512: write KIND:TOPOLOGY"),
         ("slurm", {"STORAGE": "/l", "MACHINE": "h100:8x16"}, "MACHINE=h100:8x16: write h100:NODESxGPUS"),
         ("slurm", {"STORAGE": "/l"}, "MACHINE=v5p:4x8x8: slurm.sh is for GPUs"),
+        ("slurm", GPU | {"STORAGE": "/l", "MODEL_DIR": "100%"}, "MODEL_DIR=100%: Slurm names a log in it"),
         ("slurm", GPU | {"STORAGE": "/l", "TIME": "1 day"}, "TIME='1 day': write HH:MM:SS"),
         ("tpu_vm", GPU, "MACHINE=h100:32x8: tpu_vm.sh is for TPUs"),
         ("tpu_vm", {"MACHINE": "v5e:16x16x2slices"}, "tpu_vm.sh is for one slice"),
