@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import IO
 
-from mimo_jax.cli import UserError
+from mimo_jax.cli import TryAgain, UserError
 
 logger = logging.getLogger(__name__)
 
@@ -21,13 +21,11 @@ FILE = ".running"
 WAIT_SECONDS = 60.0
 
 
-class FolderInUse(UserError):
+class FolderInUse(TryAgain):
     """Another process trains in the folder. Who started a second run will read it; what restarts runs should try again.
 
     For the file server of a host that was lost keeps its locks for a while: NFS 4 for 90 s by default.
     """
-
-    exit_code = 76  # like `parallel.start.NotTogether`
 
 
 class RunLock:
