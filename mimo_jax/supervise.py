@@ -39,6 +39,7 @@ _PATIENCE: Mapping[int, float] = {0: 600.0, EXIT_PREEMPTED: 600.0}
 _PATIENCE_AFTER_CRASH = 5.0
 _POLL_SECONDS = 0.1
 _LONGEST_DELAY = 60.0
+_GONE_SECONDS = 30.0
 _CANNOT_START = 126  # as a shell says it
 
 
@@ -201,9 +202,23 @@ class _Attempt:
                     self._kill()
             time.sleep(_POLL_SECONDS)
         self._kill()  # what the processes have started themselves
+        self._wait_for_groups()
         for reader in self._readers:
             reader.join(5.0)
         return ended
+
+    def _wait_for_groups(self) -> None:
+        """Until what was killed is gone: a stage of `mimo_jax.pretrain` may hold accelerators a little longer."""
+        end = time.monotonic() + _GONE_SECONDS
+        for process in self._processes:
+            while time.monotonic() < end:
+                with contextlib.suppress(ChildProcessError):
+                    os.waitpid(-process.pid, os.WNOHANG)  # the first process of a container inherits them
+                try:
+                    os.killpg(process.pid, 0)
+                except (ProcessLookupError, PermissionError):
+                    break
+                time.sleep(_POLL_SECONDS / 10)
 
     def _ask(self) -> None:
         for process in self._processes:

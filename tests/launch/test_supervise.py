@@ -105,6 +105,22 @@ time.sleep(60)
     assert [process[0][1:] for process in told] == [["3", "0,1"], ["3", "2,3"], ["3", "4,5"]]
 
 
+def test_what_a_process_has_started_is_gone_before_the_next_start(job, monkeypatch):
+    """A stage of a chain that is killed keeps its accelerator until it has ended."""
+    kill, asked = supervise.os.killpg, []
+
+    def dying(group, number):
+        if number:
+            return kill(group, number)
+        asked.append(group)
+        if len(asked) == 4:
+            raise ProcessLookupError
+
+    monkeypatch.setattr(supervise.os, "killpg", dying)
+    assert supervise.run(job("")) == 0
+    assert len(asked) == 4
+
+
 def test_one_process_keeps_what_its_platform_says(job, tmp_path, monkeypatch):
     monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "10.0.0.1:8476")
     monkeypatch.setenv("JAX_NUM_PROCESSES", "4")
