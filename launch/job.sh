@@ -53,7 +53,12 @@ read_job() {
   [ -f "$file" ] || fail "--env=$file: no such file; copy launch/job.env.example and fill it in"
   case $file in */*) ;; *) file=./$file ;; esac # without a slash bash would look for it in PATH
   while read -r name; do
-    is_among "$name" "$JOB_VARIABLES" || fail "$file: unknown variable $name; those of launch/job.env.example are known"
+    ! is_among "$name" "$JOB_VARIABLES" || continue
+    # A list may go over several lines, each of which looks like a variable: ask bash, without the variable of that name
+    # that this shell may have inherited.
+    # shellcheck disable=SC2016  # for the other bash
+    ! env -u "$name" bash -c '. "$1" && declare -p "$2"' - "$file" "$name" </dev/null >/dev/null 2>&1 ||
+      fail "$file: unknown variable $name; those of launch/job.env.example are known"
   done < <(sed -nE 's/^[[:space:]]*(export[[:space:]]+)?([A-Za-z_][A-Za-z_0-9]*)\+?=.*/\2/p' "$file")
   NAME='' STAGES=() HARDWARE='' BINDINGS=() PREPARED='' MODEL_DIR='' INIT_FROM='' ENVIRONMENT=() MACHINE='' STORAGE=''
   SLICES=1 MAX_RESTARTS=5 IMAGE='' PROJECT='' ZONE='' CAPACITY=spot RESERVATION='' CLUSTER='' NAMESPACE=default SERVICE_ACCOUNT=''
@@ -64,8 +69,8 @@ read_job() {
     name=${argument%%=*}
     is_among "$name" "$JOB_VARIABLES" || fail "$argument: unknown variable; those of launch/job.env.example are known"
     if is_among "$name" "$JOB_ARRAYS"; then
-      # One entry, which a command line can hold; a list stands in the file.
-      eval "$name=(\"\${argument#*=}\")"
+      # One entry, which a command line can hold, or none; a list stands in the file.
+      if [ "$argument" = "$name=" ]; then eval "$name=()"; else eval "$name=(\"\${argument#*=}\")"; fi
     else
       printf -v "$name" %s "${argument#*=}"
     fi
@@ -84,6 +89,11 @@ check_job() {
   local stage word
   require NAME '[a-z]([-a-z0-9]{0,38}[a-z0-9])?' "lowercase letters, digits and hyphens, at most 40, a letter first"
   require MAX_RESTARTS '[0-9]+' "a whole number is wanted"
+  # Such as the \r of a file from Windows: they would end a line of a manifest or script.
+  for word in "$HARDWARE" "$PREPARED" "$MODEL_DIR" "$INIT_FROM" "$STORAGE" "$NODE_PYTHON" ${STAGES[@]+"${STAGES[@]}"} \
+    ${BINDINGS[@]+"${BINDINGS[@]}"} ${ENVIRONMENT[@]+"${ENVIRONMENT[@]}"} ${SBATCH[@]+"${SBATCH[@]}"}; do
+    case $word in *[[:cntrl:]]*) fail "$(quoted "$word"): no line ends and other control characters, please" ;; esac
+  done
   case $STORAGE in
     gs://*)
       require STORAGE 'gs://[a-z0-9][a-z0-9_.-]{1,61}[a-z0-9](/[A-Za-z0-9_.=-]+)*/?' \
@@ -99,6 +109,11 @@ check_job() {
   case "$MODEL_DIR $PREPARED $INIT_FROM" in *://*) fail "MODEL_DIR, PREPARED and INIT_FROM lie in STORAGE=$STORAGE: write" \
     "their path in it; a bucket is mounted, training reads and writes files only" ;; esac
   MODEL_FOLDER=$(in_storage "$MODEL_DIR")
+  # Anywhere else it would be a folder of the container, which ends with it.
+  [ -z "$BUCKET" ] || case $MODEL_FOLDER in
+    "$MOUNT"/?*) ;;
+    *) fail "MODEL_DIR=$MODEL_DIR: write its path in STORAGE=$STORAGE without / in front" ;;
+  esac
   [ ${#STAGES[@]} -gt 0 ] || fail "STAGES is empty: name at least one run file, such as gin/runs/pretrain_7b_understanding.gin"
   [ -z "$HARDWARE" ] || find_gin HARDWARE "$HARDWARE"
   for stage in "${STAGES[@]}"; do
@@ -197,7 +212,7 @@ stage_flags() {
   FLAGS=("--gin_file=${1%% *}")
   [ -z "$HARDWARE" ] || FLAGS+=("--gin_file=$HARDWARE")
   set -f # a * in a binding is no file name
-  for word in ${1#*.gin}; do case $word in *.gin) FLAGS+=("--gin_file=$word") ;; *) FLAGS+=("--gin.$word") ;; esac; done
+  for word in ${1#"${1%% *}"}; do case $word in *.gin) FLAGS+=("--gin_file=$word") ;; *) FLAGS+=("--gin.$word") ;; esac; done
   set +f
 }
 
@@ -220,7 +235,7 @@ job_command() {
   else
     COMMAND=("$1" -m mimo_jax.pretrain "--out=$MODEL_FOLDER")
     for stage in "${STAGES[@]}"; do
-      COMMAND+=("--stage=${stage%%.gin*}.gin${HARDWARE:+ $HARDWARE}${stage#*.gin}")
+      COMMAND+=("--stage=${stage%% *}${HARDWARE:+ $HARDWARE}${stage#"${stage%% *}"}")
     done
     [ -z "$INIT_FROM" ] || COMMAND+=("--init_from=$(in_storage "$INIT_FROM")")
   fi
@@ -245,7 +260,7 @@ job_environment() {
 
 # check_run PROCESSES DEVICES: the gin files, every binding, and the mesh against the machine (python -m mimo_jax.check_run).
 check_run() {
-  local python=${MIMO_JAX_PYTHON:-$VENV/bin/python} stage
+  local python=${MIMO_JAX_PYTHON:-$VENV/bin/python} stage from=${INIT_FROM:+"$(in_storage "$INIT_FROM")"}
   if ! "$python" -c 'import jax, gin' >/dev/null 2>&1; then
     note "not checked: gin files, bindings and mesh against $MACHINE ($python has no jax; ./launch/quickstart.sh makes" \
       "an environment, MIMO_JAX_PYTHON names another)"
@@ -255,8 +270,9 @@ check_run() {
   for stage in "${STAGES[@]}"; do
     stage_flags "$stage"
     (cd "$ROOT" && "$python" -m mimo_jax.check_run "--processes=$1" "--devices=$2" "--slices=$SLICES" \
-      "${FLAGS[@]}" "--gin.MODEL_DIR=$MODEL_FOLDER" ${COMMON[@]+"${COMMON[@]}"}) ||
+      "${FLAGS[@]}" "--gin.MODEL_DIR=$MODEL_FOLDER" ${from:+"--gin.INIT_FROM=$from"} ${COMMON[@]+"${COMMON[@]}"}) ||
       fail "${stage%% *} with HARDWARE=$HARDWARE does not go with MACHINE=$MACHINE (see above)"
+    from=$MODEL_FOLDER # as mimo_jax.pretrain gives the next stage its folder
   done
 }
 
@@ -272,46 +288,9 @@ quoted() {
   printf '%s\n' "${line# }"
 }
 
-# yaml WORD: a string in double quotes, which is JSON and YAML.
+# yaml WORD: a string in double quotes, which is JSON and YAML; check_job has refused control characters.
 yaml() {
-  case $1 in *[[:cntrl:]]*) fail "'$1': no control characters, please" ;; esac
   printf '"%s"\n' "$(printf '%s' "$1" | sed 's/\\/\\\\/g; s/"/\\"/g')"
-}
-
-run() {
-  local python=${MIMO_JAX_PYTHON:-$VENV/bin/python} stage
-  if ! "$python" -c 'import jax, gin' >/dev/null 2>&1; then
-    note "not checked: gin files, bindings and mesh against $MACHINE ($python has no jax; ./launch/quickstart.sh makes" \
-      "an environment, MIMO_JAX_PYTHON names another)"
-    return
-  fi
-  common_flags
-  for stage in "${STAGES[@]}"; do
-    stage_flags "$stage"
-    (cd "$ROOT" && "$python" -m mimo_jax.check_run "--processes=$1" "--devices=$2" "--slices=$SLICES" \
-      "${FLAGS[@]}" "--gin.MODEL_DIR=$MODEL_FOLDER" ${COMMON[@]+"${COMMON[@]}"}) ||
-      fail "${stage%% *} with HARDWARE=$HARDWARE does not go with MACHINE=$MACHINE (see above)"
-  done
-}
-
-# quoted WORD ...: as a shell reads it back.
-quoted() {
-  local word line=''
-  for word in "$@"; do
-    case $word in
-      '' | *[!A-Za-z0-9_./:=@%+,-]*) line="$line '${word//\'/\'\\\'\'}'" ;;
-      *) line="$line $word" ;;
-    esac
-  done
-  printf '%s\n' "${line# }"
-}
-
-# yaml WORD: a string in double quotes, which is JSON and YAML.
-yaml() {
-  local text=$1
-  case $text in *[[:cntrl:]]*) fail "'$text': no control characters, please" ;; esac
-  text=${text//\\/\\\\}
-  printf '"%s"\n' "${text//\"/\\\"}"
 }
 
 run() {

@@ -20,6 +20,8 @@ require TIME '([0-9]+-)?[0-9]+(:[0-9]{2}){0,2}' "write HH:MM:SS, or DAYS-HH:MM:S
 [ -z "$ACCOUNT" ] || require ACCOUNT '[A-Za-z0-9_.-]+' "the name of an account"
 [ "$DRY_RUN" = true ] || [ -x "$ROOT/$NODE_PYTHON" ] || [ -x "$NODE_PYTHON" ] ||
   fail "NODE_PYTHON=$NODE_PYTHON: no such program in $ROOT; make the environment, or name its Python"
+# sbatch reads them between quotes, and % as its own.
+case $MODEL_FOLDER in *[\"\\%]*) fail "MODEL_DIR=$MODEL_DIR: Slurm names a log in it, which takes no \", \\ and %" ;; esac
 need_program sbatch "run slurm.sh on a login node of the cluster"
 check_run "$HOSTS" $((HOSTS * HOST_DEVICES))
 
@@ -42,7 +44,7 @@ batch_script() {
 #SBATCH --time=$TIME
 #SBATCH --requeue
 #SBATCH --open-mode=append
-#SBATCH --output=$MODEL_FOLDER/slurm-%j.log
+#SBATCH --output="$MODEL_FOLDER/slurm-%j.log"
 #SBATCH --signal=TERM@300
 SCRIPT
   [ -z "$PARTITION" ] || printf '#SBATCH --partition=%s\n' "$PARTITION"
@@ -53,8 +55,9 @@ cd $(quoted "$ROOT") || exit 2
 export $(quoted "${SETTINGS[@]}")
 
 # Before the limit of time Slurm sends SIGTERM to every process (not to this script): all save after the same step and end
-# with 75. A job that was cancelled ends so, too, and stays ended.
-srun --kill-on-bad-exit=1 --label $(quoted "${COMMAND[@]}")
+# with 75. A job that was cancelled ends so, too, and stays ended. The first node to end must not have the others killed, one
+# of which writes the last files: ten minutes are theirs. No binding: the one process of a node is to have all its cores.
+srun --kill-on-bad-exit=0 --wait=600 --cpu-bind=none --label $(quoted "${COMMAND[@]}")
 code=\$?
 echo "ended with exit code \$code"
 if [ \$code = 75 ] && [ "\$(squeue --noheader --format=%T --jobs="\$SLURM_JOB_ID")" = RUNNING ]; then

@@ -42,7 +42,7 @@ check_run "$HOSTS" $((HOSTS * HOST_DEVICES))
 
 job_environment
 supervised python
-left=gs://$BUCKET$FOLDER/jobs/$NAME # .exit_code and .log: how the job has ended
+left=gs://$BUCKET$FOLDER/jobs/$NAME # .log, and .exit_code with a checksum of the checkpoints' names: how the job has ended
 gcsfuse_flags=(--implicit-dirs --rename-dir-limit=1000000 --metadata-cache-negative-ttl-secs=0 -o allow_other)
 
 startup_script() {
@@ -54,13 +54,17 @@ startup_script() {
 set -euo pipefail
 code=1
 finish() {
-  local worker
+  local worker checkpoints
+  set +e # whatever fails here, the exit code must be left: without it the slice would be kept, and paid, for ever
   worker=\$(curl -fsS -H 'Metadata-Flavor: Google' \\
-    http://metadata.google.internal/computeMetadata/v1/instance/attributes/agent-worker-number)
+    http://metadata.google.internal/computeMetadata/v1/instance/attributes/agent-worker-number) || worker=0
+  [ "\$code" != 75 ] || docker stop -t 300 $NAME >/dev/null 2>&1 # still running where this script alone is stopped
   # The run is over when its first process is; it has failed when any host gives up.
   if [ "\$code" != 0 ] || [ "\$worker" = 0 ]; then
     docker logs --tail=10000 $NAME 2>&1 | gcloud storage cp - $left.log
-    echo "\$code" | gcloud storage cp - $left.exit_code
+    checkpoints=\$(find $(quoted "$MODEL_FOLDER") -maxdepth 3 -path '*/checkpoints/*' ! -name '*[!0-9]*' -prune \\
+      2>/dev/null | sort | cksum)
+    echo "\$code \$checkpoints" | gcloud storage cp - $left.exit_code
   fi
 }
 trap finish EXIT
@@ -78,12 +82,13 @@ mountpoint -q $MOUNT || gcsfuse $(quoted "${gcsfuse_flags[@]}") $BUCKET $MOUNT
 gcloud auth configure-docker ${IMAGE%%/*} --quiet
 docker pull --quiet $IMAGE
 docker rm --force $NAME 2>/dev/null || true
-code=0
+code=75 status=0 # asked to stop: what ends this script before the container has ended is the end of the machine
 # Privileged and with the host's network: the container drives the TPU and asks the metadata server who it is.
-docker run --name $NAME --privileged --net=host --shm-size=16g --volume $MOUNT:$MOUNT \\
+docker run --name $NAME --privileged --net=host --shm-size=16g --stop-timeout=300 --volume $MOUNT:$MOUNT \\
   $(quoted "${settings[@]}") \\
   $IMAGE \\
-  $(quoted "${COMMAND[@]}") || code=\$?
+  $(quoted "${COMMAND[@]}") || status=\$?
+code=\$status
 SCRIPT
 }
 
@@ -127,33 +132,48 @@ if [ "$DRY_RUN" = true ]; then
   exit 0
 fi
 
-failures=0 last=''
+# Once there has been a slice, a call that fails is made again: a cloud has bad minutes in the weeks of a run.
+asked=false
+again() {
+  [ "$asked" = true ] || exit 1 # what is wrong stands above
+  note "$(date '+%F %T') $1 has failed (above); trying again in ${MIMO_JAX_POLL_SECONDS:-60} s"
+}
+ask() { if create_slice; then asked=true; else again "asking for a slice"; fi; }
+
+failures=0 last='' reached=''
 if [ -z "$(state)" ] && [ -n "$(ended)" ]; then run gcloud storage rm "$left.exit_code" "--project=$PROJECT"; fi
 while true; do
   now=$(state)
   [ "$now" = "$last" ] || note "$(date '+%F %T') $NAME: ${now:-does not exist}"
   last=$now
-  code=$(ended)
+  case $now in '' | UNKNOWN) ;; *) asked=true ;; esac
+  said=$(ended)
+  code=${said%% *}
   if [ -n "$code" ]; then
-    [ -z "$now" ] || delete_slice
-    run gcloud storage rm "$left.exit_code" "--project=$PROJECT"
-    case $code in
-      0) note "the job has ended well: $STORAGE/$MODEL_DIR"; exit 0 ;;
-      2) fail "a mistake in the input; the end of $left.log names it" ;;
-      75) note "the hosts were told to stop, and the run has saved" ;;
-      *)
-        failures=$((failures + 1))
-        [ "$failures" -le "$MAX_RESTARTS" ] || fail "the job has failed $failures times (exit code $code); giving up; see $left.log"
-        ;;
-    esac
-    create_slice
+    if { [ -z "$now" ] || delete_slice; } && run gcloud storage rm "$left.exit_code" "--project=$PROJECT"; then
+      case $code in
+        0) note "the job has ended well: $MODEL_FOLDER"; exit 0 ;;
+        2) fail "a mistake in the input; the end of $left.log names it" ;;
+        75) note "the hosts were told to stop, and the run has saved" ;;
+        *)
+          # In a row without a newer checkpoint, as the supervisors count.
+          [ "${said#* }" = "$reached" ] || failures=0
+          reached=${said#* }
+          failures=$((failures + 1))
+          [ "$failures" -le "$MAX_RESTARTS" ] ||
+            fail "the job has failed $failures times without a newer checkpoint (exit code $code); giving up; see $left.log"
+          ;;
+      esac
+      ask
+    else
+      again "deleting the slice"
+    fi
   else
     case $now in
-      '') create_slice ;;
+      '') ask ;;
       SUSPENDED | FAILED)
         note "taken away; asking for another one"
-        delete_slice
-        create_slice
+        if delete_slice; then ask; else again "deleting the slice"; fi
         ;;
     esac
   fi

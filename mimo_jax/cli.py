@@ -8,6 +8,7 @@ Strings may be given with or without their inner quotes (`--gin.MODEL_DIR=/tmp/r
 from __future__ import annotations
 
 import ast
+import errno
 import importlib.util  # noqa: F401  (gin uses it without importing it)
 import logging
 import os
@@ -25,10 +26,39 @@ EXIT_MISTAKE = 2
 EXIT_PREEMPTED = 75
 
 
+# Exit code of what may pass by itself, a step that does not end too (training.watchdog): start it again.
+EXIT_TRY_AGAIN = 76
+
+
 class UserError(Exception):
     """A mistake in the input: its message names the file or value and what to do; shown without a traceback."""
 
     exit_code = EXIT_MISTAKE
+
+
+class TryAgain(UserError):
+    """What may pass by itself, such as a host that is lost or a file server that does not answer."""
+
+    exit_code = EXIT_TRY_AGAIN
+
+
+_LASTING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+def not_written(message: str, error: BaseException) -> UserError:
+    """The error of a file that could not be written, with what to do: a `TryAgain` unless space or permission lacks.
+
+    A full disk stays full until somebody comes; anything else (a lost host in the midst of a save, a mount that is gone
+    for a moment) should not end a run that something starts again.
+    """
+    # Writers that are not Python's tell the system's error in their text alone; others raise their own error from it.
+    said = ""
+    cause: BaseException | None = error
+    while cause is not None:
+        said, cause = f"{said} {cause}", cause.__cause__ or cause.__context__
+    if any(os.strerror(number).lower() in said.lower() for number in _LASTING):
+        return UserError(f"{message}. Free space there or correct the path, then start again with the same command")
+    return TryAgain(f"{message}. Start again with the same command")
 
 
 def require_folders(*folders: str) -> None:

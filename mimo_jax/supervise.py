@@ -7,13 +7,14 @@ With one, the command finds the others as its environment says: start a supervis
 process is lost goes on when the others have noticed and started again, too.
 
 It starts again until a number of restarts in a row has brought no newer checkpoint, and ends with the exit code of the
-run: at once after 0, after a user's mistake (2), and when it is asked to stop itself (SIGTERM, Ctrl-C). The processes
-are then asked to save and stop; a second Ctrl-C kills them.
+run: at once after 0 and after a user's mistake (2). When it is asked to stop itself (SIGTERM, Ctrl-C), so are the
+processes, which save; it then ends with 75, start it again. A second Ctrl-C kills them.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import logging
 import os
@@ -38,6 +39,8 @@ _PATIENCE: Mapping[int, float] = {0: 600.0, EXIT_PREEMPTED: 600.0}
 _PATIENCE_AFTER_CRASH = 5.0
 _POLL_SECONDS = 0.1
 _LONGEST_DELAY = 60.0
+_GONE_SECONDS = 30.0
+_CANNOT_START = 126  # as a shell says it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,21 +78,33 @@ class Job:
 
 def run(job: Job) -> int:
     """Starts the processes as often as it takes; the exit code of the run."""
-    reached, fruitless = checkpoints(job.model_dir), 0
+    reached, fruitless, started = _reached(job, {}), 0, False
     with _StopSignals() as stop:
         while True:
-            codes = _Attempt(job).wait(stop)
+            try:
+                attempt = _Attempt(job)
+            except OSError as error:
+                if not started:
+                    raise UserError(f"{job.command[0]} cannot be started: {error}") from error
+                # What could be started before: no memory for it just now, or a file system that does not answer.
+                logger.error("%s cannot be started: %s", job.command[0], error)
+                codes = [_CANNOT_START]
+            else:
+                started = True
+                codes = attempt.wait(stop)
             code = _common_code(codes)
             if code == 0:
                 return 0
             said = ", ".join(map(str, codes))
-            if stop.count:
-                logger.info("stopped as asked; exit codes %s", said)
-                return code
             if code == EXIT_MISTAKE:
                 logger.error("a mistake in the input (exit codes %s): starting again would not help", said)
                 return code
-            now = checkpoints(job.model_dir)
+            if stop.count:
+                logger.info("stopped as asked; exit codes %s", said)
+                # One that was asked before it listened, or crashed while it was, has lost no more than any crash loses:
+                # who starts runs again after 75 should do so here, too.
+                return EXIT_PREEMPTED if stop.count == 1 else code
+            now = _reached(job, reached)
             newer = any(step > reached.get(folder, -1) for folder, step in now.items())
             reached, fruitless = (now, 0) if newer else (reached, fruitless + 1)
             if fruitless > job.restarts:
@@ -101,7 +116,16 @@ def run(job: Job) -> int:
                 *(said, seconds, "a newer checkpoint is there" if newer else f"{fruitless} of {job.restarts} in vain"),
             )
             if stop.wait(seconds):
-                return code
+                return EXIT_PREEMPTED
+
+
+def _reached(job: Job, before: dict[str, int]) -> dict[str, int]:
+    """`checkpoints` of the job, or those known before where the file system does not answer."""
+    try:
+        return checkpoints(job.model_dir)
+    except OSError as error:
+        logger.warning("%s cannot be looked into: %s", job.model_dir, error)
+        return before
 
 
 def checkpoints(model_dir: Path) -> dict[str, int]:
@@ -117,7 +141,7 @@ def checkpoints(model_dir: Path) -> dict[str, int]:
 
 
 class _Attempt:
-    """The processes of one attempt."""
+    """The processes of one attempt. Raises OSError where not all can be started; none is then."""
 
     def __init__(self, job: Job):
         if job.logs is not None:
@@ -141,9 +165,11 @@ class _Attempt:
                     preexec_fn=die_with_parent,
                 )
                 self._processes.append(process)
-        except OSError as error:
+        except OSError:
             self._kill()
-            raise UserError(f"{job.command[0]} cannot be started: {error}") from error
+            for process in self._processes:
+                process.wait()
+            raise
         self._readers = [self._reader(job, number) for number in range(job.processes)]
         logger.info("started %s", ", ".join(f"process {i} (pid {p.pid})" for i, p in enumerate(self._processes)))
 
@@ -176,9 +202,23 @@ class _Attempt:
                     self._kill()
             time.sleep(_POLL_SECONDS)
         self._kill()  # what the processes have started themselves
+        self._wait_for_groups()
         for reader in self._readers:
             reader.join(5.0)
         return ended
+
+    def _wait_for_groups(self) -> None:
+        """Until what was killed is gone: a stage of `mimo_jax.pretrain` may hold accelerators a little longer."""
+        end = time.monotonic() + _GONE_SECONDS
+        for process in self._processes:
+            while time.monotonic() < end:
+                with contextlib.suppress(ChildProcessError):
+                    os.waitpid(-process.pid, os.WNOHANG)  # the first process of a container inherits them
+                try:
+                    os.killpg(process.pid, 0)
+                except (ProcessLookupError, PermissionError):
+                    break
+                time.sleep(_POLL_SECONDS / 10)
 
     def _ask(self) -> None:
         for process in self._processes:
@@ -210,17 +250,30 @@ def _free_port() -> int:
 
 
 def _copy(source: IO[bytes], prefix: str, log: Path | None) -> None:
-    """What a process prints, line by line, to standard output and its log."""
-    file = None if log is None else log.open("ab", buffering=0)
+    """What a process prints, line by line, to standard output and its log.
+
+    What cannot be written (a full disk, a terminal that is gone) is left out: a process whose output nobody takes
+    stands still once the pipe is full.
+    """
+    file = None
     try:
-        for line in source:
-            sys.stdout.buffer.write(prefix.encode() + line)
-            sys.stdout.buffer.flush()
-            if file is not None:
-                file.write(line)
-    finally:
+        file = None if log is None else log.open("ab", buffering=0)
+    except OSError as error:
+        logger.warning("no log of it: %s", error)
+    for line in source:
+        with contextlib.suppress(OSError):
+            _write(sys.stdout.fileno(), prefix.encode() + line)
         if file is not None:
-            file.close()
+            with contextlib.suppress(OSError):
+                _write(file.fileno(), line)
+    if file is not None:
+        file.close()
+
+
+def _write(number: int, line: bytes) -> None:
+    """To a file descriptor: a buffer would keep what cannot be written, and fail with it at the end."""
+    while line:
+        line = line[os.write(number, line) :]
 
 
 def _common_code(codes: Sequence[int]) -> int:

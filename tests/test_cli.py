@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
 import time
@@ -152,3 +154,14 @@ def test_wrong_flags_and_no_run_file_are_mistakes_of_one_line():
     nothing = ended()
     assert nothing.returncode == 2
     assert "error: no gin file of this command line configures mimo_jax.train.train" in nothing.stderr
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(errno.ENOSPC, 2), (errno.EDQUOT, 2), (errno.EACCES, 2), (errno.ESTALE, 76), (errno.EIO, 76)]
+)
+def test_a_file_that_cannot_be_written(number, code):
+    """Also where a library has its own error for it."""
+    error = ValueError("write failed")
+    error.__cause__ = OSError(number, os.strerror(number))
+    found = cli.not_written("x could not be written", error)
+    assert found.exit_code == code and ("Free space" in str(found)) == (code == 2)

@@ -28,12 +28,9 @@ def normalised(text: str) -> list[str]:
     """Lines of a program without what says where in the sources it comes from."""
     text = re.sub(r",? metadata=\{(?:[^{}\"]|\"[^\"]*\")*\}", "", text)  # HLO
     text = re.sub(r" loc\((?:[^()\"]|\"[^\"]*\")*\)", "", text)  # StableHLO
-    lines = text.splitlines()
-    return [
-        line.rstrip()
-        for line in lines
-        if not re.match(r"#loc|(FileNames|FunctionNames|FileLocations|StackFrames)$", line)
-    ]
+    # Tables of numbered lines, up to an empty one, to which HLO's metadata point.
+    text = re.sub(r"^(FileNames|FunctionNames|FileLocations|StackFrames)\n(?:.+\n)*", "", text, flags=re.MULTILINE)
+    return [line.rstrip() for line in text.splitlines() if not line.startswith("#loc")]
 
 
 def first_differences(base: Sequence[str], other: Sequence[str], shown: int = 20) -> Iterator[str]:

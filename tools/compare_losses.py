@@ -5,9 +5,9 @@
 Trains the quickstart's stages anew from the data and checkpoints of a finished quickstart (preset smoke will do), once
 with the code of commit BASE and once with that of OTHER (default: the working tree), and compares what both logged.
 Ends with code 1 if anything differs. The schedule ends with these steps, so that decay is run through, too. Any other
-run is compared by its own arguments:
+run is compared by its own arguments, with whole paths of data:
 
-    python tools/compare_losses.py BASE --steps=10 -- --gin_file=gin/runs/ladder/joint.gin --gin.PREPARED=DIR
+    python tools/compare_losses.py BASE --steps=10 -- --gin_file=gin/runs/ladder/joint.gin --gin.PREPARED=/DIR
 """
 
 from __future__ import annotations
@@ -96,7 +96,10 @@ def log_of(tree: Path, arguments: Sequence[str], steps: int) -> Records:
         fixed += [f"--gin.EXPORT_DIR={temporary}/export"] if _leaves_open(tree, arguments, "EXPORT_DIR") else []
         run(tree, "mimo_jax.train", [*arguments, *fixed])
         lines = (Path(temporary) / "run" / "metrics.jsonl").read_text().splitlines()
-        return [json.loads(line) for line in lines]
+        records = [json.loads(line) for line in lines]
+    if not any("train/loss" in record for record in records):
+        sys.exit(f"error: {tree}: no loss was logged in {steps} steps: there is nothing to compare")
+    return records
 
 
 def _leaves_open(tree: Path, arguments: Sequence[str], macro: str) -> bool:

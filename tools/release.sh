@@ -12,8 +12,11 @@ case ${1:-} in -h | --help) sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p;}' "${BA
 # shellcheck source=launch/env.sh
 . "$(dirname "${BASH_SOURCE[0]}")/../launch/env.sh"
 cd "$ROOT"
-draft=false
-[ "${1:-}" = --draft ] && draft=true
+case $* in
+  '') draft=false ;;
+  --draft) draft=true ;;
+  *) fail "$*: unknown; see $0 --help" ;;
+esac
 
 version=$(sed -nE 's/^__version__ = "(.*)"$/\1/p' mimo_jax/__init__.py)
 [ -n "$version" ] || fail 'mimo_jax/__init__.py has no line __version__ = "1.2.3"'
@@ -26,9 +29,11 @@ fi
 
 ensure_environment dev
 rm -rf "dist/$version"
+mkdir -p dist
 # The wheel is built from the sdist, so that what is published can be built from what is published.
-"$VENV/bin/python" -m build --outdir "dist/$version" . >"dist.log" 2>&1 || { tail -20 dist.log >&2; fail "the build failed: dist.log"; }
-rm -f dist.log
+"$VENV/bin/python" -m build --outdir "dist/$version" . >dist/build.log 2>&1 ||
+  { tail -20 dist/build.log >&2; fail "the build failed: dist/build.log"; }
+rm -f dist/build.log
 "$VENV/bin/python" tools/try_wheel.py "dist/$version/mimo_jax-$version-py3-none-any.whl"
 
 say "dist/$version is ready. What is left to do:"

@@ -14,17 +14,15 @@ import os
 
 import jax
 
-from mimo_jax.cli import UserError
+from mimo_jax.cli import TryAgain, UserError
 
 logger = logging.getLogger(__name__)
 
 COORDINATOR, PROCESS_COUNT, PROCESS_ID = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 
 
-class NotTogether(UserError):
+class NotTogether(TryAgain):
     """The processes of a run do not find one another: one of them may be starting again, so all should."""
-
-    exit_code = 76  # that of a step that does not end (training.watchdog.EXIT_STUCK)
 
 
 def define_flags() -> None:

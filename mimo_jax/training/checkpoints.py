@@ -21,7 +21,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from mimo_jax.cli import UserError
+from mimo_jax.cli import UserError, not_written
 from mimo_jax.training import integrity
 from mimo_jax.training.host_memory import PeakMemory
 from mimo_jax.training.meta import Meta
@@ -135,10 +135,8 @@ class Checkpoints:
                 shutil.rmtree(partial, ignore_errors=True)
         before = max((s for s in self._steps() if s != step), default=None)
         kept = "there is no earlier checkpoint" if before is None else f"the checkpoint of step {before} is kept"
-        return UserError(
-            f"checkpoint of step {step} could not be written to {self._folder} ({' '.join(str(error).split())[:400]}); "
-            f"{kept}. Free space there or correct the path, then start again with the same command"
-        )
+        said = " ".join(str(error).split())[:400]
+        return not_written(f"checkpoint of step {step} could not be written to {self._folder} ({said}); {kept}", error)
 
     def take_figures(self) -> dict[str, float]:
         """Step, seconds, gigabytes, host memory of the last finished save; {} if there is none since the last call."""

@@ -12,7 +12,7 @@ from typing import TextIO
 
 import jax
 
-from mimo_jax.cli import UserError
+from mimo_jax.cli import not_written
 from mimo_jax.files import write_text
 
 JSONL = "metrics.jsonl"
@@ -59,9 +59,7 @@ class MetricWriter:
             self._file.write(json.dumps({"step": step, **values}) + "\n")
             self._file.flush()
         except OSError as error:
-            raise UserError(
-                f"{self._path} could not be written ({error}); free space there, then start again with the same command"
-            ) from error
+            raise not_written(f"{self._path} could not be written ({error})", error) from error
         if self._tensorboard is not None:
             for name, value in values.items():
                 if not isinstance(value, str) and math.isfinite(value):

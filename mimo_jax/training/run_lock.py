@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import logging
@@ -11,7 +12,7 @@ import time
 from pathlib import Path
 from typing import IO
 
-from mimo_jax.cli import UserError
+from mimo_jax.cli import TryAgain, UserError
 
 logger = logging.getLogger(__name__)
 
@@ -20,11 +21,19 @@ FILE = ".running"
 WAIT_SECONDS = 60.0
 
 
+class FolderInUse(TryAgain):
+    """Another process trains in the folder. Who started a second run will read it; what restarts runs should try again.
+
+    For the file server of a host that was lost keeps its locks for a while: NFS 4 for 90 s by default.
+    """
+
+
 class RunLock:
     """Held from `acquire` to `release`, or to the end of the process, however that ends.
 
-    A POSIX record lock: it works between the hosts of NFS and Lustre, and child processes do not inherit it. Where a
-    file system has no locks (some mounts of object stores), nothing is held, and the log says so.
+    A POSIX record lock: it works between the hosts of NFS and Lustre, and child processes do not inherit it. A mounted
+    bucket (Cloud Storage FUSE, s3fs) knows it on one host only. Where a file system refuses locks, nothing is held, and
+    the log says so.
     """
 
     def __init__(self, file: IO[str] | None):
@@ -35,10 +44,14 @@ class RunLock:
         """Takes the lock of a folder that exists, after at most `wait_seconds`.
 
         Raises:
-          UserError: another process holds it; the message says which.
+          FolderInUse: another process holds it; the message says which.
+          UserError: the folder is not to be written to.
         """
         path = Path(model_dir) / FILE
-        file = open(path, "a+", encoding="utf-8")
+        try:
+            file = open(path, "a+", encoding="utf-8")
+        except PermissionError as error:
+            raise UserError(f"{path} cannot be written ({error}): give a MODEL_DIR of your own") from error
         deadline = time.monotonic() + wait_seconds
         told = False
         while True:
@@ -49,7 +62,7 @@ class RunLock:
                 holder = _holder(file)
                 if time.monotonic() >= deadline:
                     file.close()
-                    raise UserError(
+                    raise FolderInUse(
                         f"{model_dir}: {holder} trains there. Wait for it or stop it, or give another MODEL_DIR"
                     ) from None
                 if not told:
@@ -62,16 +75,20 @@ class RunLock:
                 logger.warning("%s cannot be locked (%s): see to it that only one run trains there", path, error)
                 file.close()
                 return cls(None)
-        file.truncate(0)
-        file.write(json.dumps({"host": socket.gethostname(), "process": os.getpid()}))
-        file.flush()
+        with contextlib.suppress(OSError):  # a full disk: the lock is held all the same, without a name
+            file.truncate(0)
+            file.write(json.dumps({"host": socket.gethostname(), "process": os.getpid()}))
+            file.flush()
         return cls(file)
 
     def release(self) -> None:
         """Lets others have the folder."""
         if self._file is not None:
-            self._file.truncate(0)
-            self._file.close()
+            # The run has ended well: a name that stays there (a full disk, a mount that is gone) is no failure.
+            with contextlib.suppress(OSError):
+                self._file.truncate(0)
+            with contextlib.suppress(OSError):
+                self._file.close()
             self._file = None
 
 

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import jax
 
+from mimo_jax.cli import EXIT_TRY_AGAIN
+
 logger = logging.getLogger(__name__)
 
-EXIT_STUCK = 76
+EXIT_STUCK = EXIT_TRY_AGAIN
 """Exit code of a process that its watchdog has ended: start it again and it goes on from the last checkpoint."""
 
 

@@ -28,6 +28,17 @@ TPU = {
     "CLUSTER": "my-cluster",
 }
 GPU = {"MACHINE": "h100:32x8", "HARDWARE": "gin/hardware/h100_32x8.gin"}
+# The process of one host for these variables, and the same under the supervisor.
+TRAIN = [
+    *("python", "-m", "mimo_jax.train"),
+    *("--gin_file=gin/runs/pretrain_7b_joint.gin", "--gin_file=gin/hardware/v5p_4x8x8.gin"),
+    *("--gin.MODEL_DIR=/storage/mimo/runs/joint", "--gin.INIT_FROM=/storage/mimo/runs/understanding"),
+    *("--gin.PREPARED=/storage/mimo/prepared", "--gin.guards.Guards.watchdog_exit=True"),
+]
+SUPERVISED = [
+    *("python", "-m", "mimo_jax.supervise", "--model_dir=/storage/mimo/runs/joint", "--max_restarts=5", "--"),
+    *TRAIN,
+]
 # What a stand-in does: writes its words to a file, then answers as `answers` says for the first pattern that fits.
 STAND_IN = """#!{python} -SE
 import json, pathlib, re, sys

@@ -9,21 +9,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.launch.conftest import GPU, ROOT, TPU, written
+from tests.launch.conftest import GPU, ROOT, SUPERVISED, TPU, TRAIN, written
 
 LAUNCHERS = ("local", "tpu_vm", "xpk", "gke", "slurm", "skypilot", "docker")
 # What a launcher wants instead of, or beside, the TPU's variables.
 OPTIONS = {"local": {"MACHINE": "", "STORAGE": "/data"}, "slurm": GPU | {"STORAGE": "/lustre/me"}}
-TRAIN = [
-    *("python", "-m", "mimo_jax.train"),
-    *("--gin_file=gin/runs/pretrain_7b_joint.gin", "--gin_file=gin/hardware/v5p_4x8x8.gin"),
-    *("--gin.MODEL_DIR=/storage/mimo/runs/joint", "--gin.INIT_FROM=/storage/mimo/runs/understanding"),
-    *("--gin.PREPARED=/storage/mimo/prepared", "--gin.guards.Guards.watchdog_exit=True"),
-]
-SUPERVISED = [
-    *("python", "-m", "mimo_jax.supervise", "--model_dir=/storage/mimo/runs/joint", "--max_restarts=5", "--"),
-    *TRAIN,
-]
 
 
 # --- dry runs ---
@@ -81,6 +71,35 @@ def test_bindings_of_stages_and_lists(launcher):
         "--init_from=/storage/mimo/runs/understanding",
         *TRAIN[-2:],
     ]
+
+
+def test_no_function_is_defined_twice():
+    """The second would silently take the place of the first."""
+    for script in (ROOT / "launch").glob("*.sh"):
+        functions = re.findall(r"^(\w+)\(\)", script.read_text(), re.MULTILINE)
+        assert len(functions) == len(set(functions)), script
+
+
+def test_a_list_over_several_lines(launcher, monkeypatch):
+    monkeypatch.setenv("BATCH_ROWS", "inherited")
+    said = launcher.dry("gke", BINDINGS="(\n  guards.Guards.watchdog_exit=True\n  BATCH_ROWS=512 # a (longer) one\n)")
+    assert "--gin.guards.Guards.watchdog_exit=True" in said and "--gin.BATCH_ROWS=512" in said
+    assert "unknown variable BATCH_ROWS" in launcher.error("gke", BINDINGS="(\n)\nBATCH_ROWS=512")
+
+
+def test_no_entry_on_the_command_line_empties_a_list(launcher):
+    done = launcher.run("gke", "--dry-run", "BINDINGS=")
+    assert done.returncode == 0 and "watchdog_exit" not in done.stdout, done.stderr
+
+
+def test_a_folder_whose_name_holds_gin(launcher):
+    run = launcher.folder / "my.gin.files" / "run.gin"
+    run.parent.mkdir()
+    run.touch()
+    said = launcher.dry("local", STAGES=f"('{run} STEPS=3')", **OPTIONS["local"])
+    assert f"--gin_file={run} " in said and "--gin.STEPS=3 " in said
+    said = launcher.dry("local", STAGES=f"('{run} STEPS=3' gin/runs/sft_7b.gin)", **OPTIONS["local"])
+    assert f"'--stage={run} gin/hardware/v5p_4x8x8.gin STEPS=3'" in said
 
 
 # --- what is called ---
@@ -152,6 +171,8 @@ def test_slurm(launcher, shellcheck, tmp_path):
     assert options["signal"] == "TERM@300" and "requeue" in options
     assert (options["partition"], options["qos"], options["time"]) == ("gpu", "high", "24:00:00")
     assert "JAX_LOCAL_DEVICE_IDS=0,1,2,3,4,5,6,7" in script
+    said = launcher.run("slurm", "--dry-run", **GPU, STORAGE="'/lustre/my runs'").stdout
+    assert '#SBATCH --output="/lustre/my runs/runs/joint/slurm-%j.log"' in said
 
 
 @pytest.mark.parametrize(
@@ -168,7 +189,10 @@ def test_slurm_requeues_what_has_saved(launcher, code, state, requeued):
     assert done.returncode == (0 if requeued else code), done.stderr
     assert (["scontrol", "requeue", "12"] in launcher.calls()) == requeued
     srun = launcher.calls()[0]
-    assert srun[:4] == ["srun", "--kill-on-bad-exit=1", "--label", ".venv/bin/python"]
+    # With --kill-on-bad-exit=1 the first 75 would have the others killed while they save, and the job would not go on.
+    assert srun[:3] == ["srun", "--kill-on-bad-exit=0", "--wait=600"]
+    srun = srun[srun.index("--label") - 2 :]
+    assert srun[3] == ".venv/bin/python"
     assert srun[4:6] == ["-m", "mimo_jax.supervise"] and "--gin.MODEL_DIR=/lustre/me/runs/joint" in srun
 
 
@@ -227,88 +251,6 @@ def test_the_image_copies_what_is_there():
             assert f"!{path}" in ignored or f"!{path.replace('${ACCELERATOR}', '*')}" in ignored, path
 
 
-# --- TPU VMs: another slice after a preemption, an end when the job has ended ---
-
-STATE, LEFT = "queued-resources describe", "storage cat"
-
-
-def slice_calls(launcher) -> list[str]:
-    """What was done to the slice: create, delete."""
-    return [call[4] for call in launcher.calls() if call[3] == "queued-resources" and call[4] != "describe"]
-
-
-def test_tpu_vm_gets_another_slice_after_a_preemption(launcher, shellcheck):
-    launcher.answer(
-        (f"(?#once){STATE}", "ERROR: NOT_FOUND: it does not exist", 1),
-        (f"(?#once){STATE}", "ERROR: NOT_FOUND: it does not exist", 1),
-        (f"(?#once){STATE}", "WAITING_FOR_RESOURCES", 0),
-        (f"(?#once){STATE}", "ERROR: the network is down", 1),
-        (f"(?#once){STATE}", "SUSPENDED", 0),
-        (f"(?#once){STATE}", "ACTIVE", 0),
-        (f"(?#once){LEFT}", "0", 0),  # of an earlier job of this name
-        *[(f"(?#once){LEFT}", "no such object", 1)] * 5,
-        (LEFT, "0", 0),
-        (STATE, "ACTIVE", 0),
-    )
-    done = launcher.run("tpu_vm")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert slice_calls(launcher) == ["create", "delete", "create", "delete"]
-    assert "taken away; asking for another one" in done.stdout and "the job has ended well" in done.stdout
-    create = next(call for call in launcher.calls() if call[4] == "create")
-    script = launcher.folder / "launch" / "joint-7b-startup.sh"
-    assert {
-        "--accelerator-type=v5p-512",
-        "--runtime-version=v2-alpha-tpuv5",
-        "--spot",
-        f"--metadata-from-file=startup-script={script}",
-    } <= set(create)
-    shellcheck(script.read_text())
-
-
-@pytest.mark.parametrize(
-    ("code", "restarts", "calls", "said"),
-    [
-        ("2", "5", ["delete"], "a mistake in the input; the end of gs://my-bucket/mimo/jobs/joint-7b.log names it"),
-        ("76", "1", ["delete", "create", "delete"], "the job has failed 2 times"),
-    ],
-)
-def test_tpu_vm_gives_up(launcher, code, restarts, calls, said):
-    launcher.answer((STATE, "ACTIVE", 0), (LEFT, code, 0))
-    done = launcher.run("tpu_vm", MAX_RESTARTS=restarts)
-    assert done.returncode == 1 and said in done.stderr
-    assert slice_calls(launcher) == calls
-
-
-def run_startup(launcher, worker: int, code: int, **answers: int) -> list[list[str]]:
-    """What the startup script of a host does, on which every program is a stand-in."""
-    script = written(launcher.dry("tpu_vm", MACHINE="v6e:16x16", HARDWARE="gin/hardware/v6e_16x16.gin"))
-    for name in ("curl", "apt-get", "gcsfuse", "mountpoint", "mkdir", "lsb_release"):
-        (launcher.programs / name).symlink_to(launcher.programs / "gcloud")
-    fails = [(program, "", status) for program, status in answers.items()]
-    launcher.answer(*fails, ("^curl", str(worker), 0), ("^docker run", "", code), ("^mountpoint", "", 1))
-    environment = {"PATH": f"{launcher.programs}:/usr/bin:/bin"}
-    subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True, timeout=60)
-    return launcher.calls()
-
-
-@pytest.mark.parametrize(("worker", "code", "tells"), [(0, 0, True), (3, 0, False), (3, 76, True), (0, 2, True)])
-def test_tpu_vm_host(launcher, worker, code, tells):
-    calls = run_startup(launcher, worker, code)
-    (mount,) = (call for call in calls if call[0] == "gcsfuse")
-    assert mount[-2:] == ["my-bucket", "/storage"] and "--rename-dir-limit=1000000" in mount
-    (run,) = (call for call in calls if call[:2] == ["docker", "run"])
-    assert run[run.index(TPU["IMAGE"]) + 1 :] == [word.replace("v5p_4x8x8", "v6e_16x16") for word in SUPERVISED]
-    assert run[run.index("--env") + 1] == "JAX_COMPILATION_CACHE_DIR=/storage/mimo/cache/jax"
-    left = ["gcloud", "storage", "cp", "-", "gs://my-bucket/mimo/jobs/joint-7b.exit_code"]
-    assert (left in calls) == tells
-
-
-def test_tpu_vm_host_that_cannot_pull_the_image_says_so(launcher):
-    calls = run_startup(launcher, 3, 0, **{"^docker pull": 1})
-    assert ["gcloud", "storage", "cp", "-", "gs://my-bucket/mimo/jobs/joint-7b.exit_code"] in calls
-    assert not [call for call in calls if call[:2] == ["docker", "run"]]
-
-
 # --- bad input ---
 
 
@@ -325,6 +267,9 @@ def test_tpu_vm_host_that_cannot_pull_the_image_says_so(launcher):
             "MODEL_DIR, PREPARED and INIT_FROM lie in STORAGE=gs://my-bucket/mimo",
         ),
         ("gke", {"MODEL_DIR": ""}, "MODEL_DIR is empty"),
+        ("gke", {"MODEL_DIR": "/runs/joint"}, "MODEL_DIR=/runs/joint: write its path in STORAGE=gs://my-bucket/mimo"),
+        ("gke", {"MODEL_DIR": "$'runs/joint\\r'"}, "no line ends and other control characters"),
+        ("slurm", GPU | {"STORAGE": "/l", "SBATCH": "($'--qos=a\\nb')"}, "no line ends and other control characters"),
         ("xpk", {"PROJECT": "My Project"}, "PROJECT='My Project': a project ID has 6 to 30"),
         ("tpu_vm", {"ZONE": "us-east5"}, "ZONE=us-east5: a zone looks like us-east5-a"),
         ("tpu_vm", {"CAPACITY": "cheap"}, "CAPACITY=cheap: use spot, on-demand or reserved"),
@@ -339,6 +284,7 @@ def test_tpu_vm_host_that_cannot_pull_the_image_says_so(launcher):
         ("gke", {"MACHINE": "v5p-512"}, "MACHINE=v5p-512: write KIND:TOPOLOGY"),
         ("slurm", {"STORAGE": "/l", "MACHINE": "h100:8x16"}, "MACHINE=h100:8x16: write h100:NODESxGPUS"),
         ("slurm", {"STORAGE": "/l"}, "MACHINE=v5p:4x8x8: slurm.sh is for GPUs"),
+        ("slurm", GPU | {"STORAGE": "/l", "MODEL_DIR": "100%"}, "MODEL_DIR=100%: Slurm names a log in it"),
         ("slurm", GPU | {"STORAGE": "/l", "TIME": "1 day"}, "TIME='1 day': write HH:MM:SS"),
         ("tpu_vm", GPU, "MACHINE=h100:32x8: tpu_vm.sh is for TPUs"),
         ("tpu_vm", {"MACHINE": "v5e:16x16x2slices"}, "tpu_vm.sh is for one slice"),
@@ -424,3 +370,13 @@ def test_a_run_that_does_not_go_with_the_machine(launcher, options, message):
 def test_a_run_that_goes_with_the_machine(launcher):
     done = launcher.run("gke", "--dry-run", check=True)
     assert "data 4, fsdp 64 = 256 devices of 64 process(es): fits" in done.stdout, done.stderr
+
+
+def test_a_run_that_wants_init_from(launcher):
+    """A later stage has the folder of the one before."""
+    (launcher.folder / "more.gin").write_text("include 'tests/launch/run.gin'\nINIT_FROM = %gin.REQUIRED\n")
+    options = {"STORAGE": "/data", "MACHINE": "h100:1x2", "HARDWARE": "tests/launch/hardware.gin"}
+    options |= {"BINDINGS": "()", "INIT_FROM": "", "PREPARED": ""}
+    more = str(launcher.folder / "more.gin")
+    done = launcher.run("local", "--dry-run", check=True, STAGES=f"(tests/launch/run.gin {more})", **options)
+    assert done.returncode == 0 and done.stdout.count("2 devices of 1 process(es): fits") == 2, done.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -104,6 +105,22 @@ time.sleep(60)
     assert [process[0][1:] for process in told] == [["3", "0,1"], ["3", "2,3"], ["3", "4,5"]]
 
 
+def test_what_a_process_has_started_is_gone_before_the_next_start(job, monkeypatch):
+    """A stage of a chain that is killed keeps its accelerator until it has ended."""
+    kill, asked = supervise.os.killpg, []
+
+    def dying(group, number):
+        if number:
+            return kill(group, number)
+        asked.append(group)
+        if len(asked) == 4:
+            raise ProcessLookupError
+
+    monkeypatch.setattr(supervise.os, "killpg", dying)
+    assert supervise.run(job("")) == 0
+    assert len(asked) == 4
+
+
 def test_one_process_keeps_what_its_platform_says(job, tmp_path, monkeypatch):
     monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "10.0.0.1:8476")
     monkeypatch.setenv("JAX_NUM_PROCESSES", "4")
@@ -123,6 +140,65 @@ def test_asked_to_stop(job, tmp_path, number):
     process.communicate(timeout=60)
     assert process.returncode == 75
     assert len(starts(tmp_path)) == 1 and len(list((tmp_path / "logs").glob("*_[01].log"))) == 2
+
+
+def send_when(tmp_path, job, number, ready: str) -> int:
+    """Exit code of a supervisor that gets a signal once a file is there."""
+    arguments = ["-m", "mimo_jax.supervise", "--delay=60", f"--model_dir={tmp_path}", "--", *job.command]
+    process = subprocess.Popen([sys.executable, *arguments], stdout=subprocess.DEVNULL)
+    while process.poll() is None and not (tmp_path / ready).exists():
+        time.sleep(0.02)
+    process.send_signal(number)
+    return process.wait(60)
+
+
+def test_asked_to_stop_before_it_listens(job, tmp_path):
+    """Slurm and tpu_vm.sh go on after 75 alone."""
+    assert send_when(tmp_path, job("(folder / 'ready').touch()\ntime.sleep(60)"), signal.SIGTERM, "ready") == 75
+
+
+def test_asked_to_stop_between_two_starts(job, tmp_path):
+    body = "(folder / 'ready').touch()\nos._exit(1)"
+    assert send_when(tmp_path, job(body), signal.SIGTERM, "ready") == 75
+
+
+def test_a_second_ctrl_c_kills(job, tmp_path):
+    body = "signal.signal(signal.SIGTERM, lambda *_: (folder / 'asked').touch())\n(folder / 'ready').touch()\n"
+    body += "while True: time.sleep(0.1)"
+    arguments = ["-m", "mimo_jax.supervise", f"--model_dir={tmp_path}", "--", *job(body).command]
+    process = subprocess.Popen([sys.executable, *arguments], stdout=subprocess.DEVNULL)
+    for name in ("ready", "asked"):
+        while process.poll() is None and not (tmp_path / name).exists():
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 128 + signal.SIGKILL
+
+
+def test_a_process_does_not_stand_still_when_its_output_cannot_be_written(job, tmp_path):
+    """Nobody reads, the disk is full: more than a pipe holds."""
+    command = job("for _ in range(3000): print('x' * 100)").command
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / f"{socket.gethostname()}_0.log").symlink_to("/dev/full")
+    arguments = ["-m", "mimo_jax.supervise", f"--model_dir={tmp_path}", f"--logs={tmp_path / 'logs'}", "--", *command]
+    process = subprocess.Popen([sys.executable, *arguments], stdout=subprocess.PIPE)
+    process.stdout.close()
+    assert process.wait(60) == 0
+    assert len(starts(tmp_path)) == 1
+
+
+def test_what_could_be_started_once_is_tried_again(tmp_path):
+    program = tmp_path / "program"
+    program.write_text(f"#!/bin/sh\nmv {program} {program}.away\nexit 76\n")
+    program.chmod(0o755)
+    assert supervise.run(Job(command=[str(program)], model_dir=tmp_path, delay=0.0, restarts=2)) == 126
+
+
+def test_a_file_system_that_does_not_answer(job, tmp_path, monkeypatch):
+    def fail(model_dir):
+        raise OSError(116, "Stale file handle")
+
+    monkeypatch.setattr(supervise, "checkpoints", fail)
+    assert supervise.run(job("sys.exit(0 if starts == 2 else 76)")) == 0
 
 
 def test_output_is_told_apart_and_kept(job, tmp_path, capfdbinary):

@@ -71,7 +71,7 @@ def test_logs_of_two_trees_are_compared(losses, monkeypatch, tmp_path, capsys):
         assert ("EXPORT_DIR" in values) == ("joint" in arguments[0])
         folder = Path(values["MODEL_DIR"])
         folder.mkdir()
-        (folder / "metrics.jsonl").write_text(json.dumps(record(1, loss=next(figures))) + "\n")
+        (folder / "metrics.jsonl").write_text(json.dumps(record(1, **{"train/loss": next(figures)})) + "\n")
 
     monkeypatch.setattr(losses, "run", train)
     for folder in ("prepared", "understanding"):
@@ -81,16 +81,37 @@ def test_logs_of_two_trees_are_compared(losses, monkeypatch, tmp_path, capsys):
     assert losses.main([*arguments, "--runs=understanding"]) == 0
     assert losses.main([*arguments, "--runs=joint"]) == 1
     printed = capsys.readouterr().out
-    assert "understanding: 1 records, equal" in printed and "loss 1.0 against 2.0" in printed
+    assert "understanding: 1 records, equal" in printed and "train/loss 1.0 against 2.0" in printed
     with pytest.raises(SystemExit):
         losses.main([*arguments, "--runs=sft"])
     assert "has not what sft starts from" in capsys.readouterr().err
+
+
+def test_no_losses_are_not_equal(losses, monkeypatch):
+    def train(tree, module, arguments):
+        folder = Path(next(each for each in arguments if "MODEL_DIR" in each).partition("=")[2])
+        folder.mkdir()
+        (folder / "metrics.jsonl").write_text(json.dumps(record(1)) + "\n")
+
+    monkeypatch.setattr(losses, "run", train)
+    with pytest.raises(SystemExit, match="no loss was logged in 3 steps"):
+        losses.log_of(ROOT, ["--gin_file=x.gin"], 3)
+
+
+def test_a_misspelt_flag_of_release_is_named():
+    ended = subprocess.run(["bash", "tools/release.sh", "--drat"], capture_output=True, text=True, cwd=ROOT)
+    assert ended.returncode == 1 and "--drat: unknown" in ended.stderr
 
 
 def test_source_positions_do_not_count(hlo):
     base = 'a = add(b, c), metadata={op_name="x/{y}" source_file="/one/f.py" source_line=3}\n#loc1 = loc("f":1:2)\nd'
     other = 'a = add(b, c), metadata={op_name="x/{y}" source_file="/two/f.py" source_line=4}\nd'
     assert hlo.normalised(base) == hlo.normalised(other) == ["a = add(b, c)", "d"]
+    tables = (
+        'HloModule f\n\nFileNames\n1 "/{}/f.py"\n\nFunctionNames\n1 "f"\n\nStackFrames\n1 {{file_location_id=1}}\n\n\nd'
+    )
+    assert hlo.normalised(tables.format("one")) == hlo.normalised(tables.format("two"))
+    assert [line for line in hlo.normalised(tables) if line] == ["HloModule f", "d"]
     assert hlo.normalised('%1 = stablehlo.add %2 loc("f.py":1:2)') == ["%1 = stablehlo.add %2"]
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from mimo_jax.cli import UserError
+from mimo_jax.cli import EXIT_TRY_AGAIN, UserError
 from mimo_jax.training import integrity
 from mimo_jax.training.checkpoints import FOLDER, Checkpoints, load_params
 from mimo_jax.training.meta import Meta
@@ -181,7 +181,7 @@ try:
         time.sleep(0.1)
 except UserError as error:
     print(error)
-    sys.exit(2)
+    sys.exit(error.exit_code)
 """
 
 
@@ -195,3 +195,22 @@ def test_failed_write_stops_with_a_message_and_keeps_the_checkpoint_before(tmp_p
     assert [path.name for path in (tmp_path / FOLDER).iterdir() if path.name[0].isdigit()] == ["1"]
     assert integrity.has_manifest(tmp_path / FOLDER / "1")
     assert integrity.find_damage(tmp_path / FOLDER / "1") is None
+
+
+def test_a_host_that_is_lost_during_a_save_is_no_mistake(tmp_path, monkeypatch):
+    """The others' save fails: what starts runs again has to, which it does not after 2."""
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(state_of(1), Meta(step=1))
+    checkpoints.wait()
+
+    finish = checkpoints._manager.wait_until_finished
+
+    def fail():
+        finish()
+        raise RuntimeError("UNAVAILABLE: the following tasks are unhealthy (stopped sending heartbeats): task 3")
+
+    checkpoints.save(state_of(2), Meta(step=2))
+    monkeypatch.setattr(checkpoints._manager, "wait_until_finished", fail)
+    with pytest.raises(UserError, match="heartbeats.*step 1 is kept. Start again") as error:
+        checkpoints.wait()
+    assert error.value.exit_code == EXIT_TRY_AGAIN

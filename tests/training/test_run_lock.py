@@ -11,6 +11,7 @@ import pytest
 from mimo_jax.cli import UserError
 from mimo_jax.training import run_lock
 from mimo_jax.training.run_lock import RunLock
+from mimo_jax.training.watchdog import EXIT_STUCK
 
 HOLD = """
 import sys, time
@@ -44,8 +45,10 @@ def hold(tmp_path):
 
 def test_a_second_run_is_refused_and_told_who_is_there(tmp_path, hold):
     process = hold(60)
-    with pytest.raises(UserError, match=f"{tmp_path}: process {process.pid} on .* trains there.*MODEL_DIR"):
+    with pytest.raises(UserError, match=f"{tmp_path}: process {process.pid} on .* trains there.*MODEL_DIR") as error:
         RunLock.acquire(tmp_path, wait_seconds=0.05)
+    # A host that was lost may still have the lock: a supervisor should try again, which it does not after 2.
+    assert error.value.exit_code == EXIT_STUCK != UserError.exit_code
 
 
 def test_it_waits_for_one_that_is_about_to_end(tmp_path, hold):
@@ -65,6 +68,11 @@ def test_a_killed_run_holds_nothing(tmp_path, hold):
 def test_released_is_free_for_others(tmp_path, hold):
     RunLock.acquire(tmp_path).release()
     hold(60)
+
+
+def test_a_name_that_cannot_be_written_is_no_failure(tmp_path):
+    (tmp_path / run_lock.FILE).symlink_to("/dev/full")
+    RunLock.acquire(tmp_path).release()
 
 
 def test_a_file_system_without_locks_is_told(tmp_path, monkeypatch, caplog):
