@@ -6,7 +6,7 @@ import contextlib
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TextIO
 
@@ -41,14 +41,7 @@ class MetricWriter:
     def _truncate(self, restored_step: int) -> None:
         if not self._path.exists():
             return
-        kept = []
-        for line in self._path.read_text().splitlines():
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError:  # the line a kill cut short
-                continue
-            if record["step"] <= restored_step:
-                kept.append(line)
+        kept = [line for line, record in _records(self._path) if record["step"] <= restored_step]
         write_text(self._path, "".join(line + "\n" for line in kept))
 
     def write(self, step: int, values: Mapping[str, float | int | str]) -> None:
@@ -79,6 +72,13 @@ class MetricWriter:
 
 
 def read_metrics(model_dir: str | Path) -> list[dict]:
-    """All records of a run, [] if it has none yet."""
+    """All records of a run, [] if it has none yet; one that a kill has cut short is left out."""
     path = Path(model_dir) / JSONL
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return [record for _, record in _records(path)] if path.exists() else []
+
+
+def _records(path: Path) -> Iterator[tuple[str, dict]]:
+    """(line, record) of the lines that are whole."""
+    for line in path.read_text().splitlines():
+        with contextlib.suppress(json.JSONDecodeError):
+            yield line, json.loads(line)

@@ -1,9 +1,10 @@
-"""What the log says of a run's speed."""
+"""What the log says of a run, and the file of its figures."""
 
 import pytest
 
 from mimo_jax.cli import UserError
 from mimo_jax.training import progress
+from mimo_jax.training.metrics import MetricWriter, read_metrics
 from mimo_jax.training.schedule import Budget
 
 
@@ -33,3 +34,11 @@ def test_a_budget_in_hours_of_audio():
     assert budget.progress(step=5, text_tokens=10**9, audio_tokens=22500) == 0.5
     with pytest.raises(UserError, match="audio_hours, steps"):
         Budget(audio_hours=2, steps=3)
+
+
+def test_a_record_cut_short_is_left_out(tmp_path):
+    """By whoever looks at a run that was killed, and by the run when it goes on."""
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.0}\n{"step": 3, "lo')
+    assert [record["step"] for record in read_metrics(tmp_path)] == [1, 2]
+    MetricWriter(tmp_path, restored_step=1).close()
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1, "loss": 2.0}\n'
