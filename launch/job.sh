@@ -69,7 +69,8 @@ read_job() {
     name=${argument%%=*}
     is_among "$name" "$JOB_VARIABLES" || fail "$argument: unknown variable; those of launch/job.env.example are known"
     if is_among "$name" "$JOB_ARRAYS"; then
-      # One entry, which a command line can hold, or none; a list stands in the file.
+      # One entry, which a command line can hold, or none.
+      case $argument in "$name=("*) fail "$argument: one entry without brackets, please; a list stands in $file" ;; esac
       if [ "$argument" = "$name=" ]; then eval "$name=()"; else eval "$name=(\"\${argument#*=}\")"; fi
     else
       printf -v "$name" %s "${argument#*=}"
@@ -271,7 +272,7 @@ check_run() {
     stage_flags "$stage"
     (cd "$ROOT" && "$python" -m mimo_jax.check_run "--processes=$1" "--devices=$2" "--slices=$SLICES" \
       "${FLAGS[@]}" "--gin.MODEL_DIR=$MODEL_FOLDER" ${from:+"--gin.INIT_FROM=$from"} ${COMMON[@]+"${COMMON[@]}"}) ||
-      fail "${stage%% *} with HARDWARE=$HARDWARE does not go with MACHINE=$MACHINE (see above)"
+      fail "${stage%% *} with HARDWARE=$HARDWARE does not go with ${MACHINE:+MACHINE=}${MACHINE:-$1 processes} (see above)"
     from=$MODEL_FOLDER # as mimo_jax.pretrain gives the next stage its folder
   done
 }

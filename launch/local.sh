@@ -24,7 +24,15 @@ else
   python=$VENV/bin/python
   [ "$DRY_RUN" = true ] || ensure_environment quickstart
 fi
-[ -z "$MACHINE" ] || check_run "$PROCESSES" "$HOST_DEVICES"
+if [ -n "$PREPARED" ] && ! [ -d "$(in_storage "$PREPARED")" ]; then
+  missing="PREPARED=$PREPARED: there is no folder $(in_storage "$PREPARED")"
+  if [ "$DRY_RUN" = true ]; then note "$missing"; else fail "$missing"; fi
+fi
+if [ -n "$MACHINE" ]; then
+  check_run "$PROCESSES" "$HOST_DEVICES"
+elif [ "$PROCESSES" -gt 1 ] && [ -z "${XLA_FLAGS:-}" ]; then
+  check_run "$PROCESSES" "$PROCESSES" # CPUs: each process has one device
+fi
 job_environment
 supervised "$python" "${options[@]}"
 cd "$ROOT"

@@ -4,13 +4,14 @@ set -euo pipefail
 
 usage() {
   cat <<'EOT'
-./launch/quickstart.sh [--preset=quick|full] [--out=DIR] [--data=DIR] [further flags]
+./launch/quickstart.sh [--preset=smoke|quick|full] [--out=DIR] [--data=DIR] [further flags]
 
 Trains the whole chain on real speech and writes a report: audio tokenizer, token preparation, pretraining in two
 stages, instruction tuning, then transcribing, speaking, continuing and converting held-out speech, measuring,
 exporting. Interrupted at any moment and started again with the same flags, it goes on where it was.
 
-  --preset=quick   small; minutes on 2 CPU cores (the default)
+  --preset=quick   small; about 20 minutes on 2 CPU cores (the default)
+  --preset=smoke   learns nothing and shows that everything runs; 6 minutes on 2 CPU cores, most of them compilation
   --preset=full    the same chain trained longer, on all tasks; hours on 2 CPU cores
   --out=DIR        where everything is written; the results are DIR/report.html and DIR/metrics.json
   --data=DIR       your own speech in place of the built-in corpus: audio files and DIR/manifest.jsonl with one line

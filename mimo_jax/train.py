@@ -223,5 +223,10 @@ if __name__ == "__main__":
     # gin binds the module's function, not the copy that `python -m` runs as __main__.
     from mimo_jax.train import train as configured_train
 
+    def prepare_process() -> None:
+        """A run that goes on need not compile again, and joins the other processes."""
+        cli.use_compilation_cache()
+        start.connect_by_flags()
+
     start.define_flags()
-    cli.run(configured_train, before=start.connect_by_flags, short={"profile": "PROFILE"})
+    cli.run(configured_train, before=prepare_process, short={"profile": "PROFILE"})

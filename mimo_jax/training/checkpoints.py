@@ -29,6 +29,8 @@ from mimo_jax.training.retention import Keep
 from mimo_jax.training.stored_array import StoredArray
 
 logger = logging.getLogger(__name__)
+# Orbax warns at every restore of a file of metadata that our layout, a tree in a folder of its own, never has.
+logging.getLogger("absl").addFilter(lambda record: "Metadata file does not exist" not in str(record.msg))
 
 FOLDER = "checkpoints"
 # Large arrays are stored in parts, so that reading or writing the whole needs little memory beside it; those of stacked

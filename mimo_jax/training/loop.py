@@ -193,6 +193,9 @@ class Loop:
         data_step, batch = next(batches)
         self._speed.waited(time.perf_counter() - start)
         progress, limit, number = self._spent(), self._monitor.loss_limit(), self.meta.step
+        if self._first:
+            logger.info("%s: compiling the step, which may take minutes the first time", self.name)
+            compiling = time.monotonic()
         with self.profiler.step(number):
             self.state, metrics = self.train_step(self.state, batch, np.float32(progress), np.float32(limit))
         self.profiler.after(number, metrics)
@@ -213,6 +216,9 @@ class Loop:
         if self._first:  # it was compiled: its time tells nothing
             jax.block_until_ready(metrics)
             self._speed.compiled()
+            logger.info(
+                "%s: step %d done, %.0f s with compilation", self.name, number + 1, time.monotonic() - compiling
+            )
             self._first, step.positions = False, None
         self._watchdog.beat(self.meta.step)
 

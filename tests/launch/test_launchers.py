@@ -380,3 +380,26 @@ def test_a_run_that_wants_init_from(launcher):
     more = str(launcher.folder / "more.gin")
     done = launcher.run("local", "--dry-run", check=True, STAGES=f"(tests/launch/run.gin {more})", **options)
     assert done.returncode == 0 and done.stdout.count("2 devices of 1 process(es): fits") == 2, done.stderr
+
+
+def test_processes_on_cpus_are_compared_with_the_mesh(launcher):
+    """The example's hardware file is for a pod; without MACHINE there is a device for each process."""
+    options = {"STORAGE": str(launcher.folder), "MACHINE": "", "PROCESSES": "2"}
+    done = launcher.run("local", "--dry-run", check=True, **options)
+    assert done.returncode == 1
+    assert "does not fit 2 devices" in done.stderr and "does not go with 2 processes" in done.stderr
+
+
+def test_data_that_are_not_there(launcher):
+    """A dry run says so, a start refuses: every process would end with it."""
+    options = {"STORAGE": str(launcher.folder), "MACHINE": "", "HARDWARE": ""}
+    missing = f"PREPARED=prepared: there is no folder {launcher.folder}/prepared"
+    assert missing in launcher.dry("local", **options)
+    done = launcher.run("local", check=True, **options)
+    assert done.returncode == 1 and f"error: {missing}" in done.stderr
+
+
+def test_a_list_on_the_command_line_is_one_entry(launcher):
+    done = launcher.run("gke", "--dry-run", "BINDINGS=(A=1 B=2)")
+    assert done.returncode == 1
+    assert "BINDINGS=(A=1 B=2): one entry without brackets, please; a list stands in" in done.stderr
