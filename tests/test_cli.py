@@ -110,6 +110,15 @@ def test_a_mistake_on_the_command_line_is_one_line_and_exit_code_2():
     assert "Traceback" not in result.stderr
 
 
+def test_a_wrong_prepared_folder_is_one_line_and_exit_code_2(tmp_path):
+    """Not 1: a supervisor would try again what ends the same way."""
+    folders = [f"--gin.{name}={tmp_path / name}" for name in ("PREPARED", "MODEL_DIR", "EXPORT_DIR")]
+    result = run_main("--gin_file=gin/runs/quickstart/joint.gin", *folders)
+    assert result.returncode == 2
+    assert f"error: {tmp_path / 'PREPARED'}: no finished preparation (prepare.json is missing)" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
 def test_help_explains():
     result = run_main("--help")
     assert "MODEL_DIR receives checkpoints" in result.stdout

@@ -55,7 +55,7 @@ class PackedSource:
         overlong: what becomes of examples longer than the context, see `packing.plan_rows`.
 
     Raises:
-        FileNotFoundError: no prepared folder.
+        UserError: no prepared folder.
         ValueError: no task of a phase has examples, phases without tokens, or a batch that the hosts do not divide.
     """
 

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mimo_jax.cli import UserError
 from mimo_jax.data.loader import PackedSource
 from mimo_jax.data.mixtures import Mixture, Phase
 from mimo_jax.data.prepared import Prepared
@@ -269,7 +270,7 @@ def test_rates_change_at_a_token_count(folder):
 
 
 def test_mistakes_are_named(folder, tmp_path):
-    with pytest.raises(FileNotFoundError, match="mimo_jax.prepare"):
+    with pytest.raises(UserError, match="no finished preparation.*mimo_jax.prepare"):
         PackedSource(tmp_path, "joint", 8, CONTEXT)
     with pytest.raises(ValueError, match="8 rows, host 0 of 3"):
         PackedSource(folder, "joint", 8, CONTEXT, host_count=3)
