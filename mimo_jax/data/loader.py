@@ -119,7 +119,7 @@ class PackedSource:
                     f"examples of up to {self._context} positions; there are {sorted(there)}"
                 )
         if missing := [task for task in wanted if task not in plans]:
-            logger.warning("%s has no %s examples; the other tasks take their share", ", ".join(missing), split)
+            logger.warning("no %s examples for: %s; the other tasks take their share", split, ", ".join(missing))
         for task, rows in plans.items():
             if len(rows.dropped):
                 logger.warning("%s: %d examples do not fit %d positions", task, len(rows.dropped), self._context)
