@@ -17,6 +17,8 @@ from mimo_jax.data.loader import PackedSource
 from mimo_jax.data.mixtures import Mixture, Phase
 from mimo_jax.data.prepared import Prepared
 from mimo_jax.data.records import from_bytes
+from mimo_jax.data.vocabulary import fit_model
+from mimo_jax.models.mimo_audio import MimoAudioConfig
 from tests.data.prepared_fixture import make_prepared
 
 CONTEXT = 128
@@ -267,6 +269,18 @@ def test_rates_change_at_a_token_count(folder):
     start = int(source._curriculum.starts[1])
     combined = rows_of(source, range(start // 4, start // 4 + 50))[start % 4 :]
     assert combined == rows_of(second, range(50))[: len(combined)]
+
+
+def test_tasks_without_examples_are_told_of(tmp_path, caplog):
+    make_prepared(tmp_path, ["text"], (8, 1))
+    with caplog.at_level(logging.WARNING):
+        PackedSource(tmp_path, Mixture({"text": 1.0, "captioning": 1.0, "conversion": 1.0}), 1, CONTEXT)
+    assert "no train examples for: captioning, conversion; the other tasks take their share" in caplog.text
+
+
+def test_a_vocabulary_that_does_not_fit_is_named(folder):
+    with pytest.raises(UserError, match=r"the model 7; raise .* --gin.prepare.vocab_size=N"):
+        fit_model(MimoAudioConfig(vocab_size=7, empty_token_id=0), folder)
 
 
 def test_mistakes_are_named(folder, tmp_path):
