@@ -8,8 +8,10 @@ Strings may be given with or without their inner quotes (`--gin.MODEL_DIR=/tmp/r
 from __future__ import annotations
 
 import ast
+import difflib
 import errno
 import importlib.util  # noqa: F401  (gin uses it without importing it)
+import inspect
 import logging
 import os
 import re
@@ -152,7 +154,30 @@ def parse_gin(
             gin.config.validate_macros_hook(gin.config._CONFIG)
             gin.config.find_unknown_references_hook(gin.config._CONFIG)
     except (ValueError, AttributeError, ImportError, SyntaxError, OSError, NameError) as error:
-        raise UserError(f"gin: {_one_line(error)}") from error
+        raise UserError(_explained(error)) from error
+
+
+def _explained(error: BaseException) -> str:
+    """What gin says of a configuration, with what to do: the flag that lacks, the name that was probably meant."""
+    from gin import config
+
+    text = f"gin: {_one_line(error)}"
+    if lacking := re.match(r"gin: (\S+?)(/macro\.value)? set to `%gin\.REQUIRED`", text):
+        return f"{lacking[1]} has no value: give --gin.{lacking[1]}=VALUE"
+    selectors = [selector for selector, _ in config._REGISTRY.items()]
+    if unknown := re.match(r"gin: No configurable matching (?:reference )?'@?(?:.*/)?([\w.]+)", text):
+        # Files import modules and name them, `loop.Intervals`: the last part of a longer name is of no use there.
+        return text + _meant(unknown[1], [".".join(selector.split(".")[-2:]) for selector in selectors])
+    if unknown := re.match(r"gin: Configurable '([\w.]+)' doesn't have a parameter named '(\w+)'", text):
+        matching = config._REGISTRY.matching_selectors(unknown[1])
+        names = [name for one in matching for name in inspect.signature(config._REGISTRY[one].wrapped).parameters]
+        return text + _meant(unknown[2], names)
+    return text
+
+
+def _meant(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {close[0]}?" if close else ""
 
 
 def _find(file: str, search_paths: Sequence[str]) -> None:
@@ -165,7 +190,10 @@ def _check_macro(binding: str) -> None:
     """A macro set on the command line must exist in the files: gin itself lets a misspelt one pass unused."""
     name = binding.partition("=")[0].strip()
     if "." not in name and "/" not in name and not _is_macro(name):
-        raise UserError(f"--gin.{name}: no gin file of this run defines the macro {name}")
+        from gin import config
+
+        known = [scope for scope, selector in config._CONFIG if selector == "gin.macro"]
+        raise UserError(f"--gin.{name}: no gin file of this run defines the macro {name}{_meant(name, known)}")
 
 
 def _is_macro(name: str) -> bool:
@@ -179,8 +207,12 @@ def _is_macro(name: str) -> bool:
 
 
 def _one_line(error: BaseException) -> str:
-    # Gin adds where a call comes from, with an address in memory that tells nobody anything.
-    return re.sub(r" \(<(function|class) [^>]*>\)", "", " ".join(str(error).split()))
+    # Gin adds the place: the file and its line, which are kept, or the number of a binding among those of the command
+    # line, where the binding itself says more; and every configurable on the way to an error in a call, which says
+    # something only with its scope.
+    text = re.sub(r"\.?\s*In bindings string line \d+\n +(.*)(\n +\^)?", r" (in: \1)", str(error))
+    called = r" In call to configurable '([^']*)' \(<.*?>\)(?: in scope '([^']*)')?"
+    return re.sub(called, lambda found: f" (in {found[2]}/{found[1]})" if found[2] else "", " ".join(text.split()))
 
 
 def run(
@@ -244,7 +276,7 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
     except flags.Error as error:
         if any(argument in ("--help", "-help", "--helpfull") for argument in argv):
             return app.parse_flags_with_usage(list(argv))
-        raise UserError(f"{error}; {argv[0]} --help lists the flags") from error
+        raise UserError(f"{error}; {argv[0]} --helpfull lists the flags") from error
 
 
 def _in_full(argv: Sequence[str], short: Mapping[str, str]) -> list[str]:

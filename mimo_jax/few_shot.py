@@ -75,7 +75,7 @@ def _make(options: argparse.Namespace) -> None:
             *(options.questions, options.shots, options.conversion_shots, options.seed),
         )
         prepared = Prepared(options.prepared)
-    except (ValueError, FileNotFoundError) as error:
+    except ValueError as error:
         raise UserError(str(error)) from error
     layout, text = prepared.layout, TextTokenizer.load(prepared.text_tokenizer_folder)
     codec = AudioCodec.load(options.tokenizer)

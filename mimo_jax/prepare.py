@@ -25,7 +25,7 @@ from mimo_jax.data.sequence import Layout
 from mimo_jax.data.text_tokenizer import TextTokenizer, train_text_tokenizer
 from mimo_jax.files import replacing, write_text
 from mimo_jax.preparation import codes, curated, examples, shards, texts
-from mimo_jax.preparation.accounts import Limits, TooManyBadRecords
+from mimo_jax.preparation.accounts import Account, Limits, TooManyBadRecords
 from mimo_jax.preparation.chain import identity
 from mimo_jax.preparation.elements import Stage, StageFault
 from mimo_jax.preparation.runner import LocalRunner, Runner, WorkerDied, locked, progress_bar, run_jobs
@@ -40,6 +40,7 @@ Only = Literal["curate", "text_tokenizer", "all"]
 _OPTIONS = FormatOptions()
 _LIMITS = Limits()
 _CURATE: tuple[Stage, ...] = (CheckText(), Decode())
+_SHOWN_ATTRIBUTES = 10
 _DECODE: tuple[Stage, ...] = (Decode(),)
 
 
@@ -99,6 +100,7 @@ def prepare(
         SourceError: nothing to read at ``source``.
         ValueError: no codec, unknown tasks, or codes that do not fit the layout.
         TooManyBadRecords: see `accounts.Limits`.
+        UserError: no record can be used, or no example can be made of those that can.
     """
     folder = pathlib.Path(out)
     opened = open_source(source, kind, items_per_shard=items_per_shard)
@@ -111,6 +113,7 @@ def prepare(
         given = curated.finish(folder / "curated", names, records_per_volume)
         print(f"records: {given.account}", flush=True)
         _print_dropped(folder / "curated" / "quarantine.jsonl")
+        _check_curated(given, names, str(source), only)
         if only == "curate":
             return {"curate": given.account.to_json()}
         text_key, tokenizer = _text_tokenizer(given, folder, text_tokenizer, vocab_size)
@@ -126,6 +129,7 @@ def prepare(
         written = _write_examples(
             folder, given, second, text_key, layout, tasks, options, examples_per_shard, workers or None
         )
+        _check_examples(written, second, names, str(source))
         rows_key = stages.fingerprint("rows", written.key)
         stages.run_stage(folder / "rows", rows_key, lambda: {})
         rows = _write_rows(folder, written.counts, contexts, layout.special.empty)
@@ -138,19 +142,52 @@ def prepare(
 def _run(runner: Runner, one: shards.Pass, workers: int | None, limits: Limits, source: str) -> list[str]:
     """Finishes a pass; names of its shards."""
     found = one.source.shards()
+    names = [shard.name for shard in found]
     listed = str(one.sink.folder / "*.dropped.jsonl")
     pending = [shard for shard in found if one.finished(shard) is None]
-    runner.run(one, pending, workers, lambda account: account.check(limits, source, listed))
+
+    def check(account: Account) -> None:
+        account.check(limits, source, listed, lambda: shards.first_dropped(one.sink.folder, names))
+
+    runner.run(one, pending, workers, check)
     one.remove_others(found)
-    names = [shard.name for shard in found]
     account = shards.total_account(one.sink.folder, names)
     if not account.balanced:
         raise RuntimeError(f"{one.name}: records were lost: {account}")
-    account.check(limits, source, listed)
+    check(account)
     if pending:
         times = shards.read_times(one.sink.folder, names)
         print(f"{one.name}: {len(pending)} of {len(found)} shards done now\n{shards.speed_table(times)}", flush=True)
     return names
+
+
+def _check_curated(given: curated.Curated, names: Sequence[str], source: str, only: Only) -> None:
+    """Stops where no record is left, and says where no recording has words: mostly a wrong path, a wrong column."""
+    account, folder = given.account, given.folder / curated.SHARDS
+    # That stages filter everything may be what somebody who only curates wants to know.
+    if not account.written and not (only == "curate" and account.filtered and not account.quarantined):
+        if not account.items_in:
+            raise cli.UserError(f"{source}: no records; there is nothing to prepare")
+        first = shards.first_dropped(folder, names) or shards.first_dropped(folder, names, "filtered")
+        raise cli.UserError(
+            f"{source}: none of {account.items_in} records can be used ({dict(sorted(account.reasons.items()))}); "
+            f"the first: {first}. See {folder}/*.dropped.jsonl, then mend the data and start again"
+        )
+    attributes = given.attributes_without_text()
+    if attributes is not None:
+        shown = [f"{name} ({count})" for name, count in list(attributes.items())[:_SHOWN_ATTRIBUTES]]
+        kept = f"; fields kept as attributes: {', '.join(shown)}" if shown else ""
+        print(f"no recording has `text`{kept}", flush=True)
+
+
+def _check_examples(written: "_Examples", encoded: shards.Pass, names: Sequence[str], source: str) -> None:
+    counts = [count for by in written.counts.values() for count in by.values()]
+    if any(count["written"] for count in counts):
+        return
+    bad = [f"{one['detail']} (record {one['id']})" for count in counts for one in count["bad"]]
+    first = next(iter([*filter(None, [shards.first_dropped(encoded.sink.folder, names)]), *bad]), "")
+    why = f"the first that failed: {first}" if first else "the records lack the fields that tasks need"
+    raise cli.UserError(f"{source}: no examples for {', '.join(written.counts)}: {why} (docs/own_data.md)")
 
 
 def _print_dropped(path: pathlib.Path, shown: int = 20) -> None:

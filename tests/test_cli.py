@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import errno
 import os
 import subprocess
@@ -79,8 +80,17 @@ def test_later_files_and_bindings_override(tmp_path):
 @pytest.mark.parametrize(
     ("text", "binding", "message"),
     [
-        (BUDGET, "STEPZ = 1", "no gin file of this run defines the macro STEPZ"),
-        (BUDGET, "schedule.Budget.stepz = 1", "doesn't have a parameter named 'stepz'"),
+        (BUDGET, "STEPZ = 1", r"no gin file of this run defines the macro STEPZ; did you mean STEPS\?$"),
+        (BUDGET, "NOTHING_LIKE_IT = 1", "defines the macro NOTHING_LIKE_IT$"),
+        (
+            BUDGET,
+            "schedule.Budget.stepz = 1",
+            r"doesn't have a parameter named 'stepz' \(in: schedule.Budget.stepz = 1\); did you mean steps\?$",
+        ),
+        (BUDGET, "a/schedule.Budgets.steps = 1", r"matching 'schedule.Budgets' .*; did you mean schedule.Budget\?$"),
+        (BUDGET, "STEPS = @schedule.Budgets()", r"'@schedule.Budgets\(\)' .*; did you mean schedule.Budget\?$"),
+        (BUDGET, "STEPS = %gin.REQUIRED", "^STEPS has no value: give --gin.STEPS=VALUE$"),
+        (BUDGET, "a/schedule.Budget.tokens = %gin.REQUIRED", "tokens has no value: give --gin.a/.*tokens=VALUE$"),
         (BUDGET + "schedule.Budget.tokenz = 1\n", "STEPS = 1", "tokenz.*a.gin"),
         ("from mimo_jax.training import nothing_here\nX = 1\n", "X = 1", "nothing_here"),
         ("X = \n", "X = 1", "a.gin"),
@@ -89,6 +99,26 @@ def test_later_files_and_bindings_override(tmp_path):
 def test_mistakes_are_named(tmp_path, text, binding, message):
     with pytest.raises(cli.UserError, match=message):
         cli.parse_gin([write(tmp_path, "a.gin", text)], [binding])
+
+
+def test_a_mistake_in_a_call_names_the_scope_alone(tmp_path, monkeypatch, capsys):
+    """Not the functions on the way, which is all that gin adds to it without a scope."""
+    from mimo_jax.training.schedule import Budget
+
+    def ended(scope: str | None) -> str:
+        with pytest.raises(SystemExit) as exit_of:
+            cli._guarded(lambda argv: run(scope), [])
+        assert exit_of.value.code == cli.EXIT_MISTAKE
+        return capsys.readouterr().err
+
+    def run(scope: str | None) -> None:
+        with gin.config_scope(scope):
+            gin.get_configurable(Budget)()
+
+    cli.parse_gin([write(tmp_path, "a.gin", BUDGET + "STEPS = 'abc'\n")], [])
+    monkeypatch.setattr("absl.flags.FLAGS", argparse.Namespace(traceback=False))
+    assert ended(None).endswith("a number above 0; got {'steps': 'abc'}\n")
+    assert ended("short").endswith("got {'steps': 'abc'} (in short/Budget)\n")
 
 
 def test_missing_file_is_named():
@@ -107,6 +137,15 @@ def test_a_mistake_on_the_command_line_is_one_line_and_exit_code_2():
     assert result.returncode == 2
     assert result.stderr.strip().splitlines()[-1].startswith("error: ")
     assert "MODEL_DIR" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_wrong_prepared_folder_is_one_line_and_exit_code_2(tmp_path):
+    """Not 1: a supervisor would try again what ends the same way."""
+    folders = [f"--gin.{name}={tmp_path / name}" for name in ("PREPARED", "MODEL_DIR", "EXPORT_DIR")]
+    result = run_main("--gin_file=gin/runs/quickstart/joint.gin", *folders)
+    assert result.returncode == 2
+    assert f"error: {tmp_path / 'PREPARED'}: no finished preparation (prepare.json is missing)" in result.stderr
     assert "Traceback" not in result.stderr
 
 
@@ -151,6 +190,7 @@ def test_wrong_flags_and_no_run_file_are_mistakes_of_one_line():
 
     wrong = ended("--batch=3")
     assert wrong.returncode == 2 and wrong.stderr.startswith("error: Unknown command line flag 'batch'")
+    assert wrong.stderr.endswith("--helpfull lists the flags\n")
     nothing = ended()
     assert nothing.returncode == 2
     assert "error: no gin file of this command line configures mimo_jax.train.train" in nothing.stderr

@@ -12,6 +12,7 @@ import time
 import numpy as np
 import pytest
 
+from mimo_jax.cli import UserError
 from mimo_jax.data.audio import write_wav
 from mimo_jax.data.formats import FormatOptions
 from mimo_jax.data.manifest_files import read_manifest
@@ -162,8 +163,40 @@ def test_recordings_of_a_conversation_are_not_held_out_without_it(tmp_path):
 def test_too_much_that_is_broken_stops_the_run(tmp_path):
     lines = [{"audio": "missing.wav", "id": f"{i}"} for i in range(9)]
     (tmp_path / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    with pytest.raises(TooManyBadRecords, match="'missing': 6"):
+    with pytest.raises(TooManyBadRecords, match=r"'missing': 6}; the first: .*/missing.wav: .* \(record 0\)"):
         prepare(tmp_path, tmp_path / "out", limits=Limits(bad_records=5), items_per_shard=3, workers=1)
+
+
+def test_nothing_usable_is_a_mistake_not_an_empty_result(tmp_path):
+    lines = [{"audio": f"wrong/{i}.wav", "text": "words", "id": f"{i}"} for i in range(3)]
+    (tmp_path / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    named = r"none of 3 records can be used \({'missing': 3}\); the first: .*/wrong/0.wav: "
+    for only in ("curate", "text_tokenizer"):
+        with pytest.raises(UserError, match=named):
+            prepare(tmp_path, tmp_path / "out", only=only, workers=1)
+    assert not (tmp_path / "out" / "text_tokenizer").exists()
+    (tmp_path / "manifest.jsonl").write_text("")
+    with pytest.raises(UserError, match="no records"):
+        prepare(tmp_path, tmp_path / "empty", only="curate", workers=1)
+
+
+def test_a_misnamed_text_is_told_and_nothing_to_make_examples_of_is_a_mistake(tmp_path, capsys):
+    write_wav(tmp_path / "a.wav", (0.1 * np.random.default_rng(0).standard_normal(8000)).astype(np.float32), 16000)
+
+    def given(**fields):
+        lines = [{"audio": "a.wav", "id": f"{i}", **fields} for i in range(3)]
+        (tmp_path / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    given(transcript="words", mood="calm")
+    prepare(tmp_path, tmp_path / "out", only="curate", workers=1)
+    told = "no recording has `text`; fields kept as attributes: transcript (3), mood (3)"
+    assert told in capsys.readouterr().out.splitlines()
+    with pytest.raises(UserError, match="no examples for asr: the records lack the fields"):
+        prepare(tmp_path, tmp_path / "out", FakeCodec(), vocab_size=300, tasks=("asr",), workers=1)
+    assert not (tmp_path / "out" / "prepare.json").exists()
+    given(text="words", mood="calm")
+    prepare(tmp_path, tmp_path / "out", only="curate", workers=1)
+    assert "no recording has" not in capsys.readouterr().out.rpartition("records:")[2]
 
 
 def test_volumes_bound_what_is_combined_and_hold_everything(corpus, whole):

@@ -55,7 +55,7 @@ class PackedSource:
         overlong: what becomes of examples longer than the context, see `packing.plan_rows`.
 
     Raises:
-        FileNotFoundError: no prepared folder.
+        UserError: no prepared folder.
         ValueError: no task of a phase has examples, phases without tokens, or a batch that the hosts do not divide.
     """
 
@@ -119,7 +119,7 @@ class PackedSource:
                     f"examples of up to {self._context} positions; there are {sorted(there)}"
                 )
         if missing := [task for task in wanted if task not in plans]:
-            logger.warning("%s has no %s examples; the other tasks take their share", ", ".join(missing), split)
+            logger.warning("no %s examples for: %s; the other tasks take their share", split, ", ".join(missing))
         for task, rows in plans.items():
             if len(rows.dropped):
                 logger.warning("%s: %d examples do not fit %d positions", task, len(rows.dropped), self._context)

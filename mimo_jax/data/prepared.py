@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from mimo_jax.cli import UserError
 from mimo_jax.data import packing, row_index
 from mimo_jax.data.records import RecordReader, from_bytes
 from mimo_jax.data.sequence import Layout, SpecialTokens
@@ -20,14 +21,17 @@ class Prepared:
     """A prepared folder, opened for reading.
 
     Raises:
-        FileNotFoundError: the folder holds no finished preparation.
+        UserError: the folder holds no finished preparation.
     """
 
     def __init__(self, folder: str | os.PathLike[str]):
         self.folder = pathlib.Path(folder)
         manifest = self.folder / MANIFEST
         if not manifest.is_file():
-            raise FileNotFoundError(f"{manifest} is missing: run python -m mimo_jax.prepare --out={self.folder} first")
+            raise UserError(
+                f"{self.folder}: no finished preparation ({MANIFEST} is missing); correct the path, or make it: "
+                f"python -m mimo_jax.prepare --source=DIR --codec=TOKENIZER --out={self.folder}"
+            )
         self.manifest: dict[str, Any] = json.loads(manifest.read_text(encoding="utf-8"))
 
     @property

@@ -26,7 +26,7 @@ def fit_model(model: MimoAudioConfig, prepared: str | os.PathLike[str] | None) -
     if size > model.vocab_size:
         raise UserError(
             f"{prepared}: its text vocabulary has {size} ids, the model {model.vocab_size}; raise "
-            "MimoAudioConfig.vocab_size or prepare with a smaller --vocab_size"
+            "MimoAudioConfig.vocab_size or prepare with a smaller --gin.prepare.vocab_size=N"
         )
     if (layout.group_size, layout.channels) != (model.group_size, model.audio_channels):
         raise UserError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from mimo_jax.preparation.chain import Key
@@ -118,16 +118,22 @@ class Account:
             f"{dict(sorted(self.reasons.items())) or ''}{pieces}"
         ).rstrip()
 
-    def check(self, limits: Limits, source: str, listed: str) -> None:
+    def check(self, limits: Limits, source: str, listed: str, first: Callable[[], str] = str) -> None:
         """Stops a run with too much that is broken.
+
+        Args:
+            limits: of what may be broken.
+            source, listed: for the message: what is read, and where the broken items are listed.
+            first: gives the first broken item, for the message; asked only where the run stops.
 
         Raises:
             TooManyBadRecords: see `Limits`.
         """
         if self.quarantined > limits.bad_records and self.quarantined > limits.bad_share * self.items_in:
             reasons = dict(sorted(self.reasons.items()))
+            example = f"; the first: {found}" if (found := first()) else ""
             raise TooManyBadRecords(
-                f"{source}: {self.quarantined} of {self.items_in} records are bad ({reasons}), more than "
+                f"{source}: {self.quarantined} of {self.items_in} records are bad ({reasons}{example}), more than "
                 f"the limit of {limits.bad_share:.0%}; see {listed}, then mend the data or raise "
                 "accounts.Limits.bad_share: what is finished is kept"
             )

@@ -146,6 +146,24 @@ class Curated:
         path = self.folder / volume.conversations
         return read_conversations(path) if path.is_file() else []
 
+    def attributes_without_text(self) -> dict[str, int] | None:
+        """How often each attribute occurs, the commonest first, where no recording has words; None if one has.
+
+        Fields of a name that is not known are attributes too, so a misnamed `text` is among them. Recordings that
+        belong to conversations do not count; None without any other.
+        """
+        found: Counter[str] = Counter()
+        alone = False
+        # Where words are given, one of the first records has them: only recordings without any are read to the end.
+        names = [name for volume in self.volumes for name in volume.shards]
+        for record in _shard_records(self.folder, names):
+            if record.text:
+                return None
+            if record.part_of is None:
+                alone = True
+                found.update(record.attributes.keys())
+        return dict(found.most_common()) if alone else None
+
 
 def finish(root: pathlib.Path, names: Sequence[str], volume_records: int) -> Curated:
     """Puts the shards together.

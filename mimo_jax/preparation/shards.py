@@ -16,7 +16,7 @@ from mimo_jax.data.stages import file_hash, fingerprint, to_json
 from mimo_jax.files import replacing, write_text
 from mimo_jax.preparation.accounts import Account
 from mimo_jax.preparation.chain import Key, Meter, identity, run_chain
-from mimo_jax.preparation.elements import Dropped, Element, Outcome, Stage
+from mimo_jax.preparation.elements import Dropped, Element, Kind, Outcome, Stage
 from mimo_jax.preparation.sources.base import Shard, Source
 
 SCHEMA_VERSION = 2
@@ -134,6 +134,16 @@ def read_dropped(folder: pathlib.Path, name: str) -> Iterator[Dropped]:
     with open(folder / f"{name}.dropped.jsonl", encoding="utf-8", errors="surrogateescape") as lines:
         for line in lines:
             yield Dropped(**json.loads(line))
+
+
+def first_dropped(folder: pathlib.Path, names: Sequence[str], kind: Kind = "quarantined") -> str:
+    """The first of its kind that passes over these shards dropped, in words; empty if there is none."""
+    for name in names:
+        if (folder / f"{name}.dropped.jsonl").is_file():
+            for one in read_dropped(folder, name):
+                if one.kind == kind:
+                    return f"{one.detail or one.reason} (record {one.id})"
+    return ""
 
 
 def read_times(folder: pathlib.Path, names: Sequence[str]) -> dict[str, Meter]:

@@ -33,9 +33,10 @@ class Budget:
 
     def __post_init__(self) -> None:
         given = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
-        if len(given) != 1 or next(iter(given.values())) <= 0:
+        # `not > 0` also refuses NaN.
+        if len(given) != 1 or not all(isinstance(value, (int, float)) and value > 0 for value in given.values()):
             names = ", ".join(field.name for field in dataclasses.fields(self))
-            raise UserError(f"Budget: set one of {names} to more than 0; got {given}")
+            raise UserError(f"Budget: set one of {names} to a number above 0; got {given}")
 
     def progress(self, step: int, text_tokens: int, audio_tokens: int) -> float:
         """Share spent, in [0, 1], after `step` steps on so many positions."""

@@ -12,10 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mimo_jax.cli import UserError
 from mimo_jax.data.loader import PackedSource
 from mimo_jax.data.mixtures import Mixture, Phase
 from mimo_jax.data.prepared import Prepared
 from mimo_jax.data.records import from_bytes
+from mimo_jax.data.vocabulary import fit_model
+from mimo_jax.models.mimo_audio import MimoAudioConfig
 from tests.data.prepared_fixture import make_prepared
 
 CONTEXT = 128
@@ -268,8 +271,20 @@ def test_rates_change_at_a_token_count(folder):
     assert combined == rows_of(second, range(50))[: len(combined)]
 
 
+def test_tasks_without_examples_are_told_of(tmp_path, caplog):
+    make_prepared(tmp_path, ["text"], (8, 1))
+    with caplog.at_level(logging.WARNING):
+        PackedSource(tmp_path, Mixture({"text": 1.0, "captioning": 1.0, "conversion": 1.0}), 1, CONTEXT)
+    assert "no train examples for: captioning, conversion; the other tasks take their share" in caplog.text
+
+
+def test_a_vocabulary_that_does_not_fit_is_named(folder):
+    with pytest.raises(UserError, match=r"the model 7; raise .* --gin.prepare.vocab_size=N"):
+        fit_model(MimoAudioConfig(vocab_size=7, empty_token_id=0), folder)
+
+
 def test_mistakes_are_named(folder, tmp_path):
-    with pytest.raises(FileNotFoundError, match="mimo_jax.prepare"):
+    with pytest.raises(UserError, match="no finished preparation.*mimo_jax.prepare"):
         PackedSource(tmp_path, "joint", 8, CONTEXT)
     with pytest.raises(ValueError, match="8 rows, host 0 of 3"):
         PackedSource(folder, "joint", 8, CONTEXT, host_count=3)

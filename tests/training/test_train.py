@@ -186,7 +186,7 @@ def test_token_budget_counts_positions():
     assert Budget(text_tokens=100).progress(step=7, text_tokens=30, audio_tokens=90) == 0.3
     assert Budget(audio_tokens=100).progress(step=7, text_tokens=30, audio_tokens=90) == 0.9
     assert Budget(steps=14).progress(step=7, text_tokens=30, audio_tokens=90) == 0.5
-    for wrong in ({"tokens": 1, "steps": 1}, {}, {"steps": 0}):
+    for wrong in ({"tokens": 1, "steps": 1}, {}, {"steps": 0}, {"tokens": "abc"}, {"tokens": float("nan")}):
         with pytest.raises(UserError, match="set one of tokens"):
             Budget(**wrong)
 
