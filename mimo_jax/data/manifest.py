@@ -143,13 +143,16 @@ def record_of(fields: dict[str, Any]) -> Record:
 
 
 def text_record_of(fields: dict[str, Any]) -> TextRecord:
-    """The text-only record of the fields of a line.
+    """The text-only record of the fields of a line; without an `id` it gets one of its text (and reply).
 
     Raises:
       ManifestError: what is wrong with them.
     """
     given = {key: value for key, value in fields.items() if value is not None}
     _check_text_record(given)
+    if "id" not in given:
+        said = "\0".join([given["text"], *filter(None, [given.get("reply")])])
+        given["id"] = "text-" + hashlib.sha256(said.encode("utf-8", "surrogateescape")).hexdigest()[:16]
     return TextRecord(**{**given, "split": given.get("split") or default_split(given["id"])})
 
 
@@ -236,8 +239,8 @@ def _is_timed_word(word: Any) -> bool:
 
 def _check_text_record(fields: dict[str, Any]) -> None:
     _check_types(fields)
-    if not fields.get("text") or not fields.get("id"):
-        raise ManifestError("`id` and `text` are needed")
+    if not fields.get("text") or not fields.get("id", "-"):
+        raise ManifestError("`text` is missing, or the `id` is empty")
     unknown = set(fields) - {f.name for f in dataclasses.fields(TextRecord)}
     if unknown:
         raise ManifestError(f"unknown fields: {', '.join(sorted(unknown))}")

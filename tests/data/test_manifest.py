@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mimo_jax.data import manifest, manifest_files
-from mimo_jax.data.manifest import ManifestError, Record, TextRecord
+from mimo_jax.data.manifest import ManifestError, Record, TextRecord, text_record_of
 from mimo_jax.data.manifest_files import read_manifest, write_manifest
 
 
@@ -121,3 +121,14 @@ def test_files_round_trip(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="more than once"):
         write_manifest(tmp_path / "manifest.jsonl", [records[0], records[0]])
     assert read_manifest(tmp_path) == records  # the old file is untouched
+
+
+def test_texts_need_no_id():
+    """Named after what they say: the same in every run, another for another reply."""
+    first, again = (text_record_of({"text": "a bridge"}) for _ in range(2))
+    assert first == again and first.id.startswith("text-") and first.split in ("train", "validation")
+    assert text_record_of({"text": "a bridge", "reply": "of stone"}).id != first.id
+    assert text_record_of({"text": "a bridge", "id": "b"}).id == "b"
+    for wrong in ({"text": ""}, {"id": "b"}, {"text": "a", "id": ""}):
+        with pytest.raises(ManifestError, match="`text` is missing, or the `id` is empty"):
+            text_record_of(wrong)

@@ -138,7 +138,11 @@ def test_all_three_kinds_of_files(tmp_path: Path) -> None:
     write_lines(tmp_path / "manifest.jsonl", {"id": "q", "audio": "../x/q.wav", "text": "is it?", "part_of": "c"})
     write_lines(tmp_path / "manifest-b.jsonl", {"id": "r", "audio": "s3://b/r.wav", "topic": "n"})
     write_lines(
-        tmp_path / "texts.jsonl", {"id": "t", "text": "one"}, {"id": "u"}, {"id": "v", "text": ""}, {"text": "x"}
+        tmp_path / "texts.jsonl",
+        {"id": "t", "text": "one"},
+        {"id": "u"},
+        {"id": "v", "text": ""},
+        {"text": "x", "topic": "n"},
     )
     write_lines(
         tmp_path / "conversations.jsonl",
