@@ -73,7 +73,9 @@ command=$1
 shift
 case $command in
   install) say "t5x is ready: $0 train ..." ;;
-  train) exec "$VENV/bin/python" -m t5x.train --gin_search_paths="$ROOT/gin" "$@" ;;
+  # -P: with the working folder on Python's path, gin takes runs/, which the quickstart makes, for a package of gin
+  # files, and dies.
+  train) exec "$VENV/bin/python" -P -m t5x.train --gin_search_paths="$ROOT/gin" "$@" ;;
   convert) exec "$VENV/bin/python" -m mimo_jax.convert "$@" ;;
   test) exec "$VENV/bin/python" -m pytest tests/interop/test_t5x.py "$@" ;;
   *) fail "$command: use install, train, convert or test; $0 --help tells more" ;;

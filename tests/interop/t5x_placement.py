@@ -26,6 +26,8 @@ def flat(tree):
 
 def main(files):
     gin.configurable(train)
+    # As launch/t5x.sh does by `python -P`: a folder `runs` in the checkout is no package of gin files.
+    gin.config._FILE_READERS[:] = [reader for reader in gin.config._FILE_READERS if reader[0] is open]
     gin_utils.parse_gin_flags(["gin"], files, ["MODEL_DIR = ''", "PREPARED = None", "TRAIN_STEPS = 10"])
     given = gin.get_bindings(train)
     model, partitioner = given["model"], given["partitioner"]

@@ -71,8 +71,8 @@ class Runs:
         return [f"--gin_file={path}" for path in paths]
 
     def _start(self, module, *arguments, devices):
-        environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": xla_flags(devices)}
-        command = [sys.executable, "-m", module, *map(str, arguments)]
+        environment = os.environ | {"XLA_FLAGS": xla_flags(devices)}
+        command = [sys.executable, "-P", "-m", module, *map(str, arguments)]  # as launch/t5x.sh
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-4000:]
 
