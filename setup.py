@@ -83,7 +83,7 @@ EXTRAS = {
     "notebooks": ["ipykernel>=6.29", "matplotlib>=3.9", "nbclient>=0.10"],
     "test": ["hypothesis>=6.130", "pytest>=8.3", "pytest-xdist>=3.6"],
     "dev": [
-        "build>=1.2",  # sdist and wheel: launch/release.sh
+        "build>=1.2",  # sdist and wheel: tools/release.sh
         "httpx>=0.27",  # starlette's test client
         "kubeflow-trainer-api>=2.0",  # JobSet's types, which launch/gke is checked with
         "kubernetes-validate>=1.31",  # Kubernetes' schemas, likewise
